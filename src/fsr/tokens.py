@@ -63,7 +63,7 @@ class VisualTokens:
     features: [N, D] (or [B, N, D]) after the projector: what the language model would see.
     saliency: float32 [N] or None; attention that [CLS] pays (or that is received on average) in one vision layer.
     relevance: float32 [N] or None; similarity to the question with its sign already applied: higher means more relevant.
-    geometry: where the tokens lie; None for stacked images and for bare tensors.
+    geometry: where the tokens lie (tensors with B in front, no grid, once stacked); None for bare tensors.
     structural: bool [N] or None; rows that are no patch (newlines): never scored, dropped as soon as anything is pruned.
     encoder: [N, C] vision-tower features before the projector, or None.
     extra: further signals by name that single methods ask for in `Method.needs` (for example `keys`, `cls_attention_shallow`).

@@ -1,7 +1,7 @@
 """What a pruning method is: a frozen dataclass of options and one function on stacked tensors, `pick`.
 
-The base class does everything that all methods share: the meaning of the budget, scopes (per image, tile or frame), structural
-rows, checks of the input, stacking images of equal N, raster order. A new method is one file with one `pick`.
+The base class does everything that all methods share: the meaning of the budget, scopes (per image, tile or frame),
+structural rows, checks of the input, stacking images of equal N, raster order. A method is one file with one `pick`.
 Third parties register under the entry-point group `fsr.methods` (name = class).
 """
 
@@ -19,17 +19,27 @@ import torch
 from torch import Tensor
 
 from fsr.errors import BudgetError, FeatureError, RelevanceError, UsageError
-from fsr.tokens import Certificate, Selection, Stage, VisualTokens
+from fsr.tokens import Certificate, Geometry, Selection, Stage, VisualTokens
 
 __all__ = ["Method", "Picks", "Signal", "available", "get", "register"]
 
-Signal = Literal["saliency", "relevance", "encoder", "keys", "shallow_saliency"]
+# What each means, its shape and its layer: docs/methods.md, "Signals".
+Signal = Literal[
+    "saliency",
+    "relevance",
+    "encoder",
+    "keys",
+    "shallow_saliency",
+    "first_saliency",
+    "last_keys",
+    "last_saliency",
+]
 Scope = Literal["image", "tile", "frame"]
 
 
 @dataclass(frozen=True)
 class Picks:
-    """What `pick` decides for B stacked images. Rows may come in any order; the order in which they are given is their rank.
+    """What `pick` decides for B stacked images. Rows may come in any order; their order is their rank.
 
     rows: long [B, K], distinct within a row.
     stage: long [B, K], values of `Stage`.
@@ -56,7 +66,7 @@ class Method(ABC):
     """Base of all methods that prune before the language model.
 
     Args:
-        keep: tokens to keep per image (int >= 1) or share of them (float in (0, 1]); the only meaning of budget in this library.
+        keep: tokens to keep per image (int >= 1) or share of them (float in (0, 1]); the only meaning of budget here.
         per: what `keep` counts in: the whole image or clip, each tile of a tiled image, each frame of a video.
     """
 
@@ -76,7 +86,10 @@ class Method(ABC):
 
     @abstractmethod
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
-        """Choose exactly k of N rows for each of B stacked images (`tokens.features` [B, N, D], scores [B, N], 1 <= k < N)."""
+        """Choose exactly k of N rows for each of B stacked images.
+
+        All tensors have B in front: features [B, N, D], scores [B, N], geometry.boxes [B, N, 4] (no grid); 1 <= k < N.
+        """
 
     def signals(self) -> frozenset[Signal]:
         """Signals that this configuration reads; options may need fewer than the class declares."""
@@ -115,16 +128,13 @@ class Method(ABC):
         parts: dict[int, list[tuple[Tensor, Picks]]] = {i: [] for i in range(len(images))}
         stacks: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
         for i, rows, k in jobs:
-            f = images[i].features
-            stacks.setdefault((len(rows), k, f.shape[-1], f.dtype, f.device), []).append((i, rows))
+            stacks.setdefault((len(rows), k, *_signature(images[i])), []).append((i, rows))
         for (n, k, *_), members in stacks.items():
             batch = _stack([images[i].take(rows) for i, rows in members])
             picks = self.pick(batch, k) if k < n else _keep_all(batch)
             for b, (i, rows) in enumerate(members):
                 parts[i].append((rows, _row(picks, b)))
-        return [
-            self._whole(tokens) if i in whole else self._merge(tokens, parts[i]) for i, tokens in enumerate(images)
-        ]
+        return [self._whole(tokens) if i in whole else self._merge(tokens, parts[i]) for i, tokens in enumerate(images)]
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +143,9 @@ class Method(ABC):
         if tokens.features.dim() != 2 or n == 0:
             raise FeatureError(f"features must be [N, D] with N >= 1, not {tuple(tokens.features.shape)}.")
         if not bool(torch.isfinite(tokens.features).all()):
-            raise FeatureError("visual features hold NaN or infinity: check the image and the dtype of the vision tower.")
+            raise FeatureError(
+                "visual features hold NaN or infinity: check the image and the dtype of the vision tower."
+            )
         for name, value in (("saliency", tokens.saliency), ("relevance", tokens.relevance)):
             if value is None:
                 continue
@@ -142,6 +154,15 @@ class Method(ABC):
             patches = value if tokens.structural is None else value[~tokens.structural.to(value.device)]
             if not bool(torch.isfinite(patches).all()):
                 raise FeatureError(f"{name} holds NaN or infinity: check the vision and text towers.")
+        extras = {name: tokens.extra[name] for name in self.signals() if name in tokens.extra}
+        if "encoder" in self.signals() and tokens.encoder is not None:
+            extras["encoder"] = tokens.encoder
+        for name, extra in extras.items():
+            if extra.dim() == 0 or extra.shape[0] != n:
+                raise FeatureError(f"{name} must have {n} rows, not shape {tuple(extra.shape)}.")
+            patches = extra if tokens.structural is None else extra[~tokens.structural.to(extra.device)]
+            if not bool(torch.isfinite(patches).all()):
+                raise FeatureError(f"{name} holds NaN or infinity: check the vision tower.")
         have = {
             "saliency": tokens.saliency is not None,
             "relevance": tokens.relevance is not None,
@@ -248,6 +269,17 @@ def certify(radius_cos: float) -> Certificate:
     return Certificate(radius_cos, chord, chord / 2.0)
 
 
+def _signature(tokens: VisualTokens) -> tuple[Any, ...]:
+    """Only images that carry the same signals in the same shapes are stacked, so no image sees another's lack."""
+    f, n = tokens.features, tokens.count
+    scores = (tokens.saliency, tokens.relevance, tokens.geometry, tokens.saliency_span, tokens.relevance_span)
+    shapes: list[Any] = []
+    for name, v in sorted({"encoder": tokens.encoder, **tokens.extra}.items()):
+        if v is not None:  # rows are cut to the group's, anything else stays as it is
+            shapes.append((name, v.dtype, tuple(v.shape[1:] if v.dim() and v.shape[0] == n else v.shape)))
+    return (f.shape[-1], f.dtype, f.device, *(s is None for s in scores), tuple(shapes))
+
+
 def _stack(images: Sequence[VisualTokens]) -> VisualTokens:
     first = images[0]
 
@@ -255,11 +287,17 @@ def _stack(images: Sequence[VisualTokens]) -> VisualTokens:
         present = list(values)
         return None if present[0] is None else torch.stack([v for v in present if v is not None])
 
+    where = [t.geometry for t in images if t.geometry is not None]
+    geometry = None
+    if where:
+        boxes, tile, frame = ([getattr(g, name) for g in where] for name in ("boxes", "tile", "frame"))
+        geometry = Geometry(torch.stack(boxes), torch.stack(tile), torch.stack(frame))
+
     return VisualTokens(
         features=torch.stack([t.features for t in images]),
         saliency=stack(t.saliency for t in images),
         relevance=stack(t.relevance for t in images),
-        geometry=first.geometry if len(images) == 1 else None,
+        geometry=geometry,
         encoder=stack(t.encoder for t in images),
         extra={k: torch.stack([t.extra[k] for t in images]) for k in first.extra},
         saliency_span=stack(t.saliency_span for t in images),
@@ -274,11 +312,14 @@ def _keep_all(batch: VisualTokens) -> Picks:
 
 
 def _row(picks: Picks, b: int) -> Picks:
-    values = {f.name: getattr(picks, f.name) for f in fields(picks)}
-    return replace(picks, **{k: None if v is None else v[b] for k, v in values.items()})
+    values: dict[str, Any] = {}
+    for f in fields(picks):
+        value = getattr(picks, f.name)
+        values[f.name] = None if value is None else value[b]
+    return replace(picks, **values)
 
 
-# --------------------------------------------------------------------------------------------------- registration by class
+# ------------------------------------------------------------------------------------------------ registration by class
 
 _METHODS: dict[str, type[Any]] = {}
 
