@@ -1,0 +1,76 @@
+"""Greedy selection: one function per objective, the implementation chosen by the device of its input.
+
+| objective | function | who needs it |
+|---|---|---|
+| farthest point from all chosen ones (k-centre) | `farthest_points` | FSR's Scan (Eq. 5), DivPrune |
+| largest determinant (DPP MAP) | `dpp_map` | CDPruner |
+| weighted coverage (facility location) | `coverage` | SCOPE |
+
+`reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists.
+`cpu` is the fast path for CPU tensors, `triton` for CUDA tensors where Triton is installed. All of them read the same
+float32 similarity matrix (`cosine`, one place for all methods) and break ties by the lowest index, so the indices are
+the same everywhere. Sums whose order differs between implementations (DPP, coverage) are taken in float64 and compared
+in float32: equal tokens stay equal.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from fsr.kernels import cpu, reference
+from fsr.kernels.reference import Spread
+from fsr.kernels.similarity import cosine, matmul_each
+
+__all__ = ["Spread", "cosine", "coverage", "dpp_map", "farthest_points", "matmul_each"]
+
+
+def _backend(like: Tensor) -> ModuleType:
+    return cpu if like.device.type == "cpu" else reference
+
+
+def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
+    """Farthest-point sampling around preset anchors, for B images at once.
+
+    Each free step takes the token whose nearest chosen token is least similar (largest 1 - cos), ties to the lowest
+    index.
+
+    Args:
+        similarity: [B, N, N], symmetric, see `cosine`.
+        preset: long [B, K], K <= N; row numbers to take in the first steps, then -1 for every free step. The number of
+            preset anchors may differ between images. Without any, the first free step takes token 0.
+    """
+    return _backend(similarity).farthest_points(similarity, preset)
+
+
+def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
+    """Greedy MAP inference of the determinantal point process with kernel L = diag(q) S diag(q).
+
+    Incremental Cholesky (Chen, Zhang, Zhou 2018, Algorithm 1). Once no token adds volume (conditional variance at most
+    1e-6 of the largest diagonal entry: rounding error of a float32 similarity), the lowest free indices fill the rest.
+
+    Args:
+        similarity: float32 [B, N, N], symmetric with a diagonal of 1.
+        quality: float32 [B, N], not negative.
+        k: picks, k <= N.
+
+    Returns:
+        long [B, k] in the order of choice.
+    """
+    return _backend(similarity).dpp_map(similarity, quality, k)
+
+
+def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
+    """Greedy facility location: each step takes the token j of largest w_j * sum_i max(0, S_ji - c_i), c_i = best
+    similarity of i to the chosen ones (0 at first).
+
+    Args:
+        similarity: float32 [B, N, N], symmetric.
+        weight: float32 [B, N], not negative.
+        k: picks, k <= N.
+
+    Returns:
+        long [B, k] in the order of choice.
+    """
+    return _backend(similarity).coverage(similarity, weight, k)

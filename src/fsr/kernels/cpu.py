@@ -1,0 +1,111 @@
+"""The same selections on CPU: numpy on memory shared with the tensors.
+
+A greedy step touches one row of a few thousand floats, so that the fixed price of a torch operator (several
+microseconds) is most of a plain loop. numpy's in-place operators cost a fraction of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsr.kernels.reference import EXHAUSTED, Spread
+
+__all__ = ["coverage", "dpp_map", "farthest_points"]
+
+
+def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
+    """See `fsr.kernels.farthest_points`."""
+    batch, n, _ = similarity.shape
+    order = preset.clone()
+    radius = torch.full(preset.shape, torch.nan, dtype=similarity.dtype)
+    nearest = torch.full((batch, n), -1.0, dtype=similarity.dtype)
+    for b in range(batch):
+        rows, picks, gaps, near = similarity[b].numpy(), order[b].numpy(), radius[b].numpy(), nearest[b].numpy()
+        fixed = picks[picks >= 0]
+        np.maximum.reduce(rows[fixed], axis=0, initial=-1.0, out=near)
+        near[fixed] = np.inf
+        for step in range(len(fixed), len(picks)):
+            pick = near.argmin()
+            picks[step] = pick
+            gaps[step] = 1 - near[pick]
+            np.maximum(near, rows[pick], out=near)
+            near[pick] = np.inf
+    return Spread(order, radius, nearest)
+
+
+def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.dpp_map`."""
+    order = torch.empty(similarity.shape[0], k, dtype=torch.long)
+    for b in range(similarity.shape[0]):
+        order[b] = torch.from_numpy(_dpp_map(similarity[b].numpy(), quality[b].double().numpy(), k))
+    return order
+
+
+def _dpp_map(rows: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
+    n = len(q)
+    variance = q * q * rows.diagonal()
+    floor = EXHAUSTED * variance.max()
+    factor = np.empty((k, n))
+    column = np.empty(n)
+    gain = np.empty(n, dtype=np.float32)
+    order = np.empty(k, dtype=np.int64)
+    for step in range(k):
+        np.copyto(gain, variance, casting="same_kind")
+        pick = gain.argmax()
+        pivot = variance[pick]
+        if not pivot > floor:
+            free = np.setdiff1d(np.arange(n), order[:step])
+            order[step:] = free[: k - step]
+            break
+        order[step] = pick
+        row = factor[step]
+        np.multiply(rows[pick], q, out=row)
+        row *= q[pick]
+        if step:
+            np.dot(factor[:step, pick], factor[:step], out=column)
+            row -= column
+        row *= 1 / np.sqrt(pivot)
+        np.multiply(row, row, out=column)
+        variance -= column
+        variance[pick] = -np.inf
+    return order
+
+
+def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.coverage`."""
+    order = torch.empty(similarity.shape[0], k, dtype=torch.long)
+    for b in range(similarity.shape[0]):
+        order[b] = torch.from_numpy(_coverage(similarity[b].numpy(), weight[b].double().numpy(), k))
+    return order
+
+
+def _coverage(rows: np.ndarray, w: np.ndarray, k: int) -> np.ndarray:
+    """Lazy greedy (Minoux 1978): a gain can only fall, so a fresh gain that beats all stale ones is the largest."""
+    best = np.zeros(len(w), dtype=rows.dtype)
+    bound = np.full(len(w), np.inf, dtype=np.float32)
+    fresh = np.full(len(w), -1)
+    order = np.empty(k, dtype=np.int64)
+
+    def gains(chosen: np.ndarray | slice) -> np.ndarray:
+        return w[chosen] * np.maximum(rows[chosen] - best, 0).sum(axis=1, dtype=np.float64)
+
+    for step in range(k):
+        if step == 0:
+            bound[:] = gains(slice(None))
+            fresh[:] = 0
+        while fresh[pick := bound.argmax()] != step:
+            # The best few in one go: most of them would be asked for next.
+            stale = np.argpartition(bound, -_AT_ONCE)[-_AT_ONCE:] if len(bound) > _AT_ONCE else np.arange(len(bound))
+            stale = stale[(fresh[stale] != step) & (bound[stale] >= 0)]
+            stale = np.union1d(stale, pick)
+            bound[stale] = gains(stale)
+            fresh[stale] = step
+        order[step] = pick
+        np.maximum(best, rows[pick], out=best)
+        bound[pick] = -1
+    return order
+
+
+_AT_ONCE = 16

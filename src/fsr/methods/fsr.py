@@ -1,0 +1,144 @@
+"""Focus-Scan-Refine: Tong, Bai, Zhu, Jiang, Liu, "Focus-Scan-Refine: From Human Visual Perception to Efficient Visual
+Token Pruning", arXiv 2602.05809 (2026). Written from the paper's equations; its authors have published no code.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fsr.errors import UsageError
+from fsr.kernels import cosine
+from fsr.methods.base import Method, Picks, Signal, register
+from fsr.stages.focus import FocusMass, focus, priority
+from fsr.stages.normalise import Normalisation, normalise
+from fsr.stages.refine import refine
+from fsr.stages.scan import scan
+from fsr.tokens import Stage, VisualTokens
+
+__all__ = ["FSR"]
+
+
+@register
+@dataclass(frozen=True)
+class FSR(Method):
+    """Focus-Scan-Refine (arXiv 2602.05809): keep what the question asks for, cover the rest, merge what was dropped
+    into the cover.
+
+    1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image.
+       Priority phi_i = r_i^alpha * s_i^beta (Eq. 3). Focus F is the shortest prefix by falling phi that holds the share
+       rho of sum(phi) (Eq. 4), at most K (and max_focus * K) tokens.
+    2. Scan. K - |F| times add argmax over i of min over chosen j of (1 - cos(v_i, v_j)) (Eq. 5): S.
+    3. Refine. Each dropped token goes to its most similar anchor of S (Eq. 8); the kappa * |S| most similar ones are
+       absorbed: v_j <- (w_j v_j + w_i v_i) / (w_j + w_i), weights phi (Eq. 9). F stays untouched, bit for bit.
+
+    Exactly K tokens come out, in raster order. Ties go to the lowest index.
+
+    The guarantee, corrected: Eq. 7 claims a covering radius of at most 2 R_opt under 1 - cos, which is no metric. The
+    factor 2 holds for the chordal distance |v_i/|v_i| - v_j/|v_j||, and hence 4 for 1 - cos (`Selection.certificate`
+    reports both).
+
+    Args:
+        keep, per: the budget, see `Method`.
+        alpha: exponent of relevance, >= 0.
+        beta: exponent of saliency, >= 0.
+        rho: share of the priority mass that Focus holds, in (0, 1].
+        kappa: dropped tokens that Refine merges per scan anchor, >= 0 (0 switches Refine off).
+        focus_mass: the mass that rho counts: of 'all' tokens (the paper) or of the 'top_k' by priority.
+        max_focus: largest share of the budget that Focus may take, in [0, 1]; 1 is the paper.
+        relevance: 'auto' needs relevance (an error if the model gives none), 'none' sets alpha to 0 (the paper on
+        Qwen2.5-VL).
+        normalise: 'minmax', 'rank' or 'softmax'.
+        distance: features behind the cosines of Eq. 5 and 8: 'projected' (what the language model sees) or 'encoder'
+            (before the projector). Merging always averages projected features.
+
+    Raises:
+        UsageError: an option out of range.
+    """
+
+    name: ClassVar[str] = "fsr"
+    paper: ClassVar[str] = "arXiv 2602.05809"
+    licence_note: ClassVar[str] = "written from the paper; no official code exists"
+    needs: ClassVar[frozenset[Signal]] = frozenset({"saliency", "relevance"})
+
+    alpha: float = 3.0
+    beta: float = 1.0
+    rho: float = 0.9
+    kappa: float = 1.0
+    focus_mass: FocusMass = "all"
+    max_focus: float = 1.0
+    relevance: Literal["auto", "none"] = "auto"
+    normalise: Normalisation = "minmax"
+    distance: Literal["projected", "encoder"] = "projected"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _in_range("alpha", self.alpha, "alpha >= 0", lambda x: x >= 0)
+        _in_range("beta", self.beta, "beta >= 0", lambda x: x >= 0)
+        _in_range("rho", self.rho, "0 < rho <= 1", lambda x: 0 < x <= 1)
+        _in_range("kappa", self.kappa, "kappa >= 0", lambda x: x >= 0)
+        _in_range("max_focus", self.max_focus, "0 <= max_focus <= 1", lambda x: 0 <= x <= 1)
+        _one_of("focus_mass", self.focus_mass, get_args(FocusMass))
+        _one_of("relevance", self.relevance, ("auto", "none"))
+        _one_of("normalise", self.normalise, get_args(Normalisation))
+        _one_of("distance", self.distance, ("projected", "encoder"))
+
+    def signals(self) -> frozenset[Signal]:
+        """Saliency always; relevance unless it is off or has no weight; encoder features if distances are taken there."""
+        used: set[Signal] = {"saliency"}
+        if self.relevance == "auto" and self.alpha > 0:
+            used.add("relevance")
+        if self.distance == "encoder":
+            used.add("encoder")
+        return frozenset(used)
+
+    @torch.no_grad()
+    def pick(self, tokens: VisualTokens, k: int) -> Picks:
+        """Focus, scan and refine B stacked images."""
+        signals = self.signals()
+        device = tokens.features.device
+        raw = _given("saliency", tokens.saliency).to(device)
+        s = normalise(raw, self.normalise, tokens.saliency_span)
+        r = None
+        if "relevance" in signals:
+            r = normalise(_given("relevance", tokens.relevance).to(device), self.normalise, tokens.relevance_span)
+        phi = priority(s, r, self.alpha, self.beta)
+        chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
+        similarity = cosine(_given("encoder", tokens.encoder) if "encoder" in signals else tokens.features)
+        scanned = scan(similarity, chosen, raw)
+        features, merged_into = refine(tokens.features, similarity, scanned.rows, scanned.scanned, phi, self.kappa)
+        return Picks(
+            rows=scanned.rows,
+            stage=torch.where(scanned.scanned, int(Stage.SCAN), int(Stage.FOCUS)),
+            features=features,
+            merged_into=merged_into,
+            priority=phi,
+            radii=scanned.radii,
+            focus_wanted=chosen.wanted,
+            radius_cos=scanned.radius,
+        )
+
+
+def _given(signal: str, value: Tensor | None) -> Tensor:
+    if value is None:
+        raise UsageError(
+            f"fsr was called without {signal}: call the method itself (it checks its signals), not `pick`."
+        )
+    return value
+
+
+def _in_range(name: str, value: Any, allowed: str, test: Callable[[float], bool]) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and test(float(value))):
+        raise UsageError(f"{name}={value!r} is out of range: give {allowed}.")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")

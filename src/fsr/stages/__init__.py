@@ -1,0 +1,1 @@
+"""The paper's equations as pure functions, batched over images: normalise, focus, scan, refine."""

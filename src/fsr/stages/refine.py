@@ -1,0 +1,65 @@
+"""Stage 3, Refine: aggregation without growing the budget (Eq. 8 and 9 of arXiv 2602.05809)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fsr.kernels import matmul_each
+from fsr.stages.ranking import ranked
+
+__all__ = ["refine"]
+
+
+def refine(
+    features: Tensor, similarity: Tensor, rows: Tensor, scanned: Tensor, phi: Tensor, kappa: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Let scan anchors absorb the dropped tokens that are most like them; focus tokens stay as they are, bit for bit.
+
+    Every dropped token goes to its most similar scan anchor (Eq. 8); of these assignments the floor(kappa * |S|) of
+    highest similarity count; each anchor becomes the mean of itself and what it absorbs, weighted by priority (Eq. 9;
+    applied one by one in any order it is this one mean). Where the absorbed weight is zero the anchor does not change.
+    Ties go to the lowest index.
+
+    Args:
+        features: [B, N, D]; averaged in float32.
+        similarity: float32 [B, N, N], cosines of all pairs.
+        rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are scan anchors.
+        phi: float32 [B, N], priorities.
+        kappa: absorbed tokens per anchor.
+
+    Returns:
+        features [B, K, D] in the order of `rows` and the dtype of the input; long [B, N], the row that absorbed each
+        token or -1.
+    """
+    batch, n, width = features.shape
+    k = rows.shape[1]
+    kept = features.gather(1, rows[..., None].expand(-1, -1, width))
+    merged_into = torch.full((batch, n), -1, dtype=torch.long, device=features.device)
+    most = min(int(kappa * k + 1e-6), n - k)
+    if most == 0:
+        return kept, merged_into
+
+    # In raster order the first of several equal maxima is the anchor of lowest index.
+    raster, position = rows.sort(dim=1)
+    likeness = similarity.gather(1, raster[..., None].expand(-1, -1, n))
+    likeness = likeness.masked_fill(~scanned.gather(1, position)[..., None], -torch.inf)
+    nearest, anchor = likeness.max(dim=1)
+    sources = ranked(nearest.scatter(1, rows, -torch.inf))[1][:, :most]
+    absorbed = (scanned.sum(dim=1, keepdim=True).float() * kappa + 1e-6).floor()
+    counts = torch.arange(most, device=features.device) < absorbed
+    into = anchor.gather(1, sources)
+    target = torch.where(counts, raster.gather(1, into), -1)
+    merged_into = merged_into.scatter(1, sources, target)
+
+    into = position.gather(1, into)
+    weight = phi.gather(1, sources) * counts
+    gathered = weight.new_zeros(batch, k, most).scatter(1, into[:, None, :], weight[:, None, :])
+    taken = gathered.sum(dim=2)
+    own = phi.gather(1, rows)
+    total = torch.where(taken > 0, own + taken, 1.0)
+    absorbed_mean = matmul_each(
+        gathered / total[..., None], features.gather(1, sources[..., None].expand(-1, -1, width)).float()
+    )
+    mean = (own / total)[..., None] * kept.float() + absorbed_mean
+    return torch.where((taken > 0)[..., None], mean.to(features.dtype), kept), merged_into
