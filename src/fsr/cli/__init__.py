@@ -1,0 +1,55 @@
+"""The command `fsr`. One file per subcommand, each with `HELP`, `arguments(parser)` and `run(args) -> int`; imported only when called.
+
+Bad input ends with exit status 2 and one line on standard error that says what to do; nothing has been written by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from fsr.errors import FSRError
+
+__all__ = ["COMMANDS", "main"]
+
+# name -> one line of help; the module fsr.cli.<name> is imported when the command runs.
+COMMANDS = {
+    "ask": "answer a question about a picture from K visual tokens",
+    "methods": "list the pruning methods",
+    "train": "train the embedded model",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):  # type: ignore[no-untyped-def]
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(prog="fsr", description="Visual-token pruning for vision-language models.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        if words[:1] == [name]:  # importing torch for `fsr --help` would take seconds
+            import_module(f"fsr.cli.{name}").arguments(sub)
+    args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    # The embedded model needs no network, and progress bars of the loaders would hide the answer.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return int(import_module(f"fsr.cli.{args.command}").run(args) or 0)
+    except FSRError as error:
+        print(f"fsr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,56 @@
+"""Load a model by name: `mini`, a local folder or a hub id. The embedded model never touches the network."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsr.errors import UsageError
+
+__all__ = ["EMBEDDED", "load", "pick_device"]
+
+EMBEDDED = ("mini",)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is visible to torch: use --device cpu.")
+    return device
+
+
+def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """(model, processor), in evaluation mode on the device. dtype: float32 for `mini`, as stored for others, unless given.
+
+    Raises:
+        UsageError: no such embedded model, no such folder, or the hub cannot be reached.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    where = pick_device(device)
+    if name in EMBEDDED:
+        with as_file(files("fsr.minivlm") / "data" / name) as folder:
+            if not (folder / "config.json").exists():
+                raise UsageError(f"the weights of {name!r} are not in this installation: run `fsr train`.")
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+        return model.eval().to(where), processor
+    local = Path(name).expanduser()
+    if not local.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise UsageError(f"no model {name!r}: give {', '.join(EMBEDDED)}, a folder with a saved model, or a hub id like owner/name.")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto")
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UsageError(f"cannot load model {name!r}: {first}") from error
+    return model.eval().to(where), processor
