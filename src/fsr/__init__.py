@@ -1,0 +1,48 @@
+"""Training-free visual-token pruning for vision-language models: `with prune(model, FSR(keep=64)):
+model.generate(**inputs)`."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fsr.errors import (
+    BudgetError,
+    FeatureError,
+    FSRError,
+    QuestionError,
+    RelevanceError,
+    UnsupportedModelError,
+    UsageError,
+)
+from fsr.methods import FSR, Method
+from fsr.prepare import Prepared, Report, prepare
+from fsr.pruner import Pruner, prune
+from fsr.signals.clip_twin import ClipTwin, load_twin, save_twin
+from fsr.tokens import Selection, Stage, VisualTokens
+
+try:
+    __version__ = version("fsr-vlm")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "FSR",
+    "BudgetError",
+    "ClipTwin",
+    "FSRError",
+    "FeatureError",
+    "Method",
+    "Prepared",
+    "Pruner",
+    "QuestionError",
+    "RelevanceError",
+    "Report",
+    "Selection",
+    "Stage",
+    "UnsupportedModelError",
+    "UsageError",
+    "VisualTokens",
+    "__version__",
+    "load_twin",
+    "prepare",
+    "prune",
+    "save_twin",
+]

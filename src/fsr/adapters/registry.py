@@ -1,0 +1,45 @@
+"""Which adapter knows a model. Third parties register under the entry-point group `fsr.adapters` (name = class)."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from torch import nn
+
+from fsr.adapters.base import Adapter
+from fsr.errors import UnsupportedModelError
+
+__all__ = ["available", "find", "register"]
+
+_ADAPTERS: dict[str, type[Adapter]] = {}
+A = TypeVar("A", bound=type[Adapter])
+
+
+def register(cls: A) -> A:
+    """Class decorator: make an adapter known under `cls.name`."""
+    _ADAPTERS[cls.name] = cls
+    return cls
+
+
+def available() -> dict[str, type[Adapter]]:
+    """All adapters by name, those of installed plug-ins included."""
+    for point in entry_points(group="fsr.adapters"):
+        if point.name not in _ADAPTERS:
+            _ADAPTERS[point.name] = point.load()
+    return dict(sorted(_ADAPTERS.items()))
+
+
+def find(model: nn.Module) -> Adapter:
+    """The adapter of a model.
+
+    Raises:
+        UnsupportedModelError: no adapter knows its `config.model_type`.
+    """
+    adapters = available()
+    for cls in adapters.values():
+        if cls.matches(model):
+            return cls(model)
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
+    raise UnsupportedModelError(f"no adapter for model type {kind!r}: known are {known}.")

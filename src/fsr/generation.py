@@ -1,0 +1,118 @@
+"""What a shorter prompt means for the settings, the KV cache and the output of `generate`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsr.adapters.base import Adapter
+from fsr.errors import UsageError
+
+__all__ = [
+    "mark",
+    "refuse_chunks",
+    "refuse_foreign_cache",
+    "refuse_long_mask",
+    "settings",
+    "shorter_limits",
+    "with_prompt",
+]
+
+# Mark on a KV cache that was filled from a shortened prompt: the number of placeholders per row of that prompt. It sits
+# on the cache itself so that a copied cache keeps it.
+MARK = "_fsr_placeholders"
+
+
+def mark(cache: Any, adapter: Adapter, input_ids: Tensor) -> None:
+    """Note on a KV cache which shortened prompt filled it."""
+    setattr(cache, MARK, placeholders(adapter, input_ids))
+
+
+def placeholders(adapter: Adapter, ids: Tensor) -> list[int]:
+    taken = torch.tensor(sorted(adapter.placeholder_ids().values()), device=ids.device)
+    return torch.isin(ids, taken).sum(-1).tolist()
+
+
+def refuse_long_mask(kwargs: dict[str, Any]) -> None:
+    """In a hand-written loop the mask must continue the shortened prompt, not the one the user typed."""
+    cache: Any = kwargs.get("past_key_values")
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    if not hasattr(cache, MARK) or kwargs.get("mm_encoder_outputs") is not None:
+        return
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not isinstance(ids, Tensor):
+        return
+    cached = int(cache.get_seq_length())
+    if mask.shape[1] != cached + ids.shape[1]:
+        raise UsageError(
+            f"attention_mask has {mask.shape[1]} columns for {cached} cached and {ids.shape[1]} new tokens: "
+            "extend the mask of the shortened prompt (pruned.last.input_ids)."
+        )
+
+
+def settings(model: Any, kwargs: dict[str, Any]) -> Callable[[str], Any]:
+    """A generation setting in the order in which `generate` reads it: keyword, given config, the model's config."""
+    configs = [c for c in (kwargs.get("generation_config"), model.generation_config) if c is not None]
+
+    def get(name: str) -> Any:
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+        return next((v for c in configs if (v := getattr(c, name, None)) is not None), None)
+
+    return get
+
+
+def shorter_limits(kwargs: dict[str, Any], setting: Callable[[str], Any], removed: int) -> dict[str, Any]:
+    """`max_length` and `min_length` count the prompt, which lost `removed` columns; `max_new_tokens` does not."""
+    config = kwargs.get("generation_config")
+    for length, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        value = setting(length)
+        if not removed or not value or setting(new) is not None:
+            continue
+        if config is not None and kwargs.get(length) is None:
+            config = kwargs["generation_config"] = copy.deepcopy(config)
+            setattr(config, length, max(0, value - removed))
+        else:
+            kwargs[length] = max(0, value - removed)
+    return kwargs
+
+
+def with_prompt(output: Any, input_ids: Tensor, length: int) -> Any:
+    """The output with the user's own prompt in place of the shortened one."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompt = input_ids.repeat_interleave(sequences.shape[0] // input_ids.shape[0], dim=0).to(sequences.device)
+    whole = torch.cat([prompt, sequences[:, length:]], dim=1)
+    if isinstance(output, Tensor):
+        return whole
+    output.sequences = whole
+    return output
+
+
+def refuse_foreign_cache(adapter: Adapter, kwargs: dict[str, Any]) -> None:
+    """A cache filled from a short prompt counts differently from the ids of a long one, and nothing downstream would
+    notice."""
+    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    if cache is None or cache.get_seq_length() == 0 or not isinstance(ids, Tensor):
+        return
+    if adapter.has_pixels(kwargs):
+        raise UsageError("pictures together with a filled KV cache cannot be pruned: start without past_key_values.")
+    places = placeholders(adapter, ids)
+    if any(places) and places != getattr(cache, MARK, None):
+        raise UsageError(
+            "the KV cache was filled from a shortened prompt and these input_ids are not that prompt: continue from "
+            "pruned.last.input_ids, or start without past_key_values."
+        )
+
+
+def refuse_chunks(adapter: Adapter, setting: Callable[[str], Any]) -> None:
+    if setting("prefill_chunk_size") is None:
+        return
+    import transformers.generation.utils as utils
+
+    if not (hasattr(utils, "_slice_mm_encoder_output") and adapter.chunked_prefill):
+        raise UsageError(
+            "prefill_chunk_size would lose the pictures with this model or Transformers release: leave it out."
+        )

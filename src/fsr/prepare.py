@@ -1,0 +1,266 @@
+"""Encode the pictures of a prompt once, select, shorten the prompt, and hand the kept features over by
+`mm_encoder_outputs`.
+
+A pure function of model and inputs: nothing of the model is changed. `pruner` puts it behind `generate` and `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fsr.adapters import find
+from fsr.adapters.base import Adapter, Encoded
+from fsr.errors import QuestionError, RelevanceError, UsageError
+from fsr.methods.base import Method
+from fsr.prompt import FILL, Run, gather, inferred_mask, placeholder_units, repacked_positions, shrink
+from fsr.report import Prepared, Report
+from fsr.signals.question import extract_questions
+from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.tokens import Selection, VisualTokens
+
+__all__ = ["Positions", "Prepared", "Report", "prepare"]
+
+Positions = Literal["auto", "repack", "original"]
+Call = Literal["generate", "forward"]
+
+
+def prepare(
+    model: Any,
+    method: Method,
+    inputs: Mapping[str, Any],
+    question: str | Sequence[str] | None = None,
+    *,
+    processor: Any = None,
+    relevance: str | RelevanceScorer = "auto",
+    positions: Positions = "auto",
+    call: Call = "generate",
+    use_cache: bool = True,
+) -> Prepared:
+    """Prune one batch of prompts without touching the model.
+
+    Args:
+        model: a vision-language model of Transformers that takes `mm_encoder_outputs` (5.18 and later).
+        method: what to keep, for example `FSR(keep=64)`.
+        inputs: what the processor made: `input_ids` [B, L], `attention_mask`, pixels and their sizes; other keys pass
+            through.
+        question: the question, one for all rows or one per row; None reads it from the prompt (needs `processor`).
+        relevance: "auto" finds the paired text tower, "none" works without, or a `RelevanceScorer`.
+        positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
+            family.
+        call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
+
+    Raises:
+        UnsupportedModelError, RelevanceError, QuestionError, FeatureError, UsageError: see `fsr.errors`.
+    """
+    adapter = find(model)
+    method, scorer = resolve_scorer(adapter, method, relevance)
+    work = Work(adapter, method, scorer, processor, positions)
+    return work.run(inputs, question, call=call, use_cache=use_cache)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything about a pruned model that does not change from call to call."""
+
+    adapter: Adapter
+    method: Method
+    scorer: RelevanceScorer | None
+    processor: Any
+    positions: Positions
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("auto", "repack", "original"):
+            raise UsageError(f"positions={self.positions!r} is unknown: use 'auto', 'repack' or 'original'.")
+
+    @torch.compiler.disable
+    def run(self, inputs: Mapping[str, Any], question: Any, *, call: Call, use_cache: bool) -> Prepared:
+        """See `prepare`."""
+        started = perf_counter()
+        ids, mask = self._checked(inputs, call)
+        notes: list[str] = []
+        signals = self.method.signals()
+        encoded = self.adapter.encode(inputs, signals, self.scorer.layer if self.scorer else -2)
+        runs = self._runs(ids, encoded)
+        questions = None
+        text_ms = 0.0
+        if "relevance" in signals and self.scorer is not None:
+            before = perf_counter()
+            questions = self._questions(ids, mask, runs, question, notes)
+            encoded = [self._with_relevance(e, r, questions) for e, r in zip(encoded, runs)]
+            text_ms = 1e3 * (perf_counter() - before)
+
+        before = perf_counter()
+        flat = self.method([unit for e in encoded for unit in e.units])
+        select_ms = 1e3 * (perf_counter() - before)
+        chosen, at = [], 0
+        for e in encoded:
+            chosen.append(flat[at : at + len(e.units)])
+            at += len(e.units)
+
+        kwargs, policy = self._shorten(inputs, ids, mask, encoded, runs, chosen, call, use_cache)
+        order = sorted((int(run.places[0]), m, i) for m, rs in enumerate(runs) for i, run in enumerate(rs))
+        timings = {"text_tower": text_ms, "selection": select_ms, "total": 1e3 * (perf_counter() - started)}
+        for name in ("vision_tower", "saliency"):
+            timings[name] = sum(e.timings.get(name, 0.0) for e in encoded)
+        timings["rest"] = timings["total"] - sum(v for k, v in timings.items() if k != "total")
+        report = Report(
+            selections=tuple(chosen[m][i] for _, m, i in order),
+            rows=tuple(runs[m][i].row for _, m, i in order),
+            input_ids=kwargs["input_ids"],
+            length_before=ids.shape[1],
+            length_after=kwargs["input_ids"].shape[1],
+            timings=timings,
+            positions=policy,
+            questions=None if questions is None else tuple(questions),
+            notes=tuple(notes),
+        )
+        return Prepared(kwargs, report)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _checked(self, inputs: Mapping[str, Any], call: Call) -> tuple[Tensor, Tensor]:
+        """`input_ids` [B, L] and a mask of the same shape."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            raise UsageError("pruning shortens `input_ids` [B, L], which this call lacks: pass the processor's output.")
+        if inputs.get("inputs_embeds") is not None:
+            raise UsageError("pass `input_ids` or `inputs_embeds`, not both: pruning works on `input_ids`.")
+        if mask is None:
+            if call == "forward":
+                return ids, torch.ones_like(ids)
+            config = self.adapter.model.generation_config
+            eos = config.eos_token_id
+            return ids, inferred_mask(ids, config.pad_token_id, eos if isinstance(eos, list) else [eos])
+        if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+            raise UsageError("pruning needs the 2-D `attention_mask` [B, L] of the processor, not a prepared one.")
+        return ids, mask
+
+    def _runs(self, ids: Tensor, encoded: list[Encoded]) -> list[list[Run]]:
+        tokens = self.adapter.placeholder_ids()
+        return [
+            placeholder_units(ids, tokens[e.modality], self.adapter.placeholder_counts(e), e.modality) for e in encoded
+        ]
+
+    def _questions(
+        self, ids: Tensor, mask: Tensor, runs: list[list[Run]], question: Any, notes: list[str]
+    ) -> list[str | None]:
+        """One question per batch row; rows without pictures need none."""
+        b = ids.shape[0]
+        if isinstance(question, str):
+            given: list[str | None] = [question] * b
+        elif question is not None:
+            given = list(question)
+            if len(given) != b:
+                raise QuestionError(f"{len(given)} questions for {b} prompts: give one string, or one per prompt.")
+        else:
+            pictured = sorted({run.row for rs in runs for run in rs})
+            found, plain = extract_questions(
+                self.processor, ids[pictured], mask[pictured], set(self.adapter.placeholder_ids().values())
+            )
+            given = [None] * b
+            for row, text in zip(pictured, found):
+                given[row] = text
+            if plain:
+                notes.append("no chat template matched the prompt: its whole text was taken as the question")
+        for row in {run.row for rs in runs for run in rs}:
+            if not (given[row] or "").strip():
+                raise QuestionError(f"the question of prompt {row} is empty: give question=..., or relevance='none'.")
+        return given
+
+    def _with_relevance(self, encoded: Encoded, runs: list[Run], questions: list[str | None]) -> Encoded:
+        if self.scorer is None or encoded.patches is None:
+            raise RelevanceError(
+                f"the {self.adapter.name} adapter gives no patch states for {encoded.modality}s: use relevance='none'."
+            )
+        units: list[VisualTokens] = []
+        for unit, states, run in zip(encoded.units, encoded.patches, runs):
+            score = self.scorer(states, questions[run.row] or "")
+            units.append(replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score))
+        return replace(encoded, units=units)
+
+    def _shorten(
+        self,
+        inputs: Mapping[str, Any],
+        ids: Tensor,
+        mask: Tensor,
+        encoded: list[Encoded],
+        runs: list[list[Run]],
+        chosen: list[list[Selection]],
+        call: Call,
+        use_cache: bool,
+    ) -> tuple[dict[str, Any], str]:
+        """The new keyword arguments and the position policy that made them."""
+        adapter = self.adapter
+        dropped = adapter.pixel_arguments()
+        kwargs = {name: value for name, value in inputs.items() if name not in dropped}
+        kwargs["mm_encoder_outputs"] = {e.modality: adapter.hand_over(e, c) for e, c in zip(encoded, chosen)}
+        policy = adapter.position_policy if self.positions == "auto" else self.positions
+        if inputs.get("position_ids") is not None and self.positions == "auto":
+            policy = "original"
+        flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
+        whole = all(s.kept == s.total == len(run.places) for run, s in flat)
+        if whole:
+            source = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        else:
+            source = shrink(mask, [r for r, _ in flat], [s.rows for _, s in flat], [s.total for _, s in flat])
+            for name, value in inputs.items():
+                per_token = isinstance(value, Tensor) and value.shape == ids.shape and name not in dropped
+                if per_token and name not in ("input_ids", "position_ids"):
+                    kwargs[name] = gather(value, source, FILL.get(name, 0))
+            kwargs["input_ids"] = gather(ids, source, self._pad_id())
+            if inputs.get("attention_mask") is None and bool((source < 0).any()):
+                kwargs["attention_mask"] = (source >= 0).long()
+        self._place(kwargs, inputs, mask, source, policy, whole, call)
+        if policy == "original" and call == "generate" and not use_cache and not whole:
+            _mask_one_column(kwargs, source, self._pad_id())
+        return kwargs, policy
+
+    def _pad_id(self) -> int:
+        """An id for masked places that no one can take for a placeholder."""
+        pad = getattr(self.adapter.model.config.get_text_config(), "pad_token_id", None)
+        taken = set(self.adapter.placeholder_ids().values())
+        return next(i for i in (pad, 0, 1, 2) if i is not None and i >= 0 and i not in taken)
+
+    def _place(
+        self,
+        kwargs: dict[str, Any],
+        inputs: Mapping[str, Any],
+        mask: Tensor,
+        source: Tensor,
+        policy: str,
+        whole: bool,
+        call: Call,
+    ) -> None:
+        """Set `position_ids` according to the policy, or leave them to the model."""
+        given = inputs.get("position_ids")
+        axes = self.adapter.positions(inputs) if given is None else None
+        new_mask = gather(mask, source, 0)
+        kwargs.pop("position_ids", None)
+        if given is not None and policy == "original":
+            kwargs["position_ids"] = gather(given, source, 0)
+        elif axes is not None:
+            # Row 0 is what the mask code reads: consecutive, or a gap would look like two packed prompts.
+            text = repacked_positions(new_mask)
+            rows = gather(axes, source, 0) if policy == "original" else text.expand(axes.shape[0], *text.shape)
+            kwargs["position_ids"] = torch.cat([text.unsqueeze(0).to(rows.device), rows])
+        elif policy == "original" and not whole:
+            offset = self.adapter.forward_position_offset if call == "forward" else 0
+            kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
+            # Without a mask, gapped positions would be read as several packed prompts.
+            kwargs.setdefault("attention_mask", new_mask)
+
+
+def _mask_one_column(kwargs: dict[str, Any], source: Tensor, pad: int) -> None:
+    """Put one masked column in front, so that `generate` cannot drop the mask and take gapped positions for packed
+    prompts."""
+    shape = source.shape
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and value.shape[-2:] == shape:
+            first = torch.full_like(value[..., :1], pad if name == "input_ids" else FILL.get(name, 0))
+            kwargs[name] = torch.cat([first, value], dim=-1)

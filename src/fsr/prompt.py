@@ -1,0 +1,109 @@
+"""Shortening a batch of prompts: which columns stay, and every per-token tensor gathered and padded alike. Knows no
+model.
+
+B rows, L columns before, L' after. The whole change is one index, `source` [B, L']: the old column of each new one, -1
+for padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsr.errors import FeatureError, UsageError
+
+__all__ = ["Run", "gather", "inferred_mask", "placeholder_units", "repacked_positions", "shrink"]
+
+# What a padded place holds; everything else is padded with 0.
+FILL = {"labels": -100, "attention_mask": 0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The placeholders of one picture: `places` long [M], flat indices into [B * L] in scatter order (row by row, left
+    to right)."""
+
+    places: Tensor
+    row: int
+
+
+def placeholder_units(input_ids: Tensor, token_id: int, counts: Sequence[int], modality: str) -> list[Run]:
+    """Deal the placeholders of one modality out to its units in scatter order.
+
+    Raises:
+        FeatureError: prompt and pictures do not belong together (different totals), or a picture spans two rows.
+    """
+    places = (input_ids == token_id).flatten().nonzero().squeeze(-1)
+    if len(places) != sum(counts):
+        raise FeatureError(
+            f"the prompt has {len(places)} {modality} placeholders and the pictures give {sum(counts)} features: "
+            "make prompt and pixels with the same processor call."
+        )
+    runs = []
+    for part in places.split(list(counts)):
+        rows = part // input_ids.shape[1]
+        if len(part) == 0 or bool((rows != rows[0]).any()):
+            raise FeatureError(
+                f"one {modality} would fill the placeholders of two prompts: every row needs those of its own pictures."
+            )
+        runs.append(Run(part, int(rows[0])))
+    return runs
+
+
+def inferred_mask(input_ids: Tensor, pad: int | None, eos: Sequence[int]) -> Tensor:
+    """The mask that `generate` infers when none is given: padding is what equals `pad`, unless pad also ends
+    sentences."""
+    if pad is None or pad in eos:
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long()
+
+
+def shrink(mask: Tensor, runs: Sequence[Run], kept: Sequence[Tensor], totals: Sequence[int]) -> Tensor:
+    """The columns that stay, as `source` long [B, L'].
+
+    mask: [B, L], 0 for padding (dropped, then added again on the side where it was; on the left if there was none).
+    kept: per run the K rows of its picture that stay; totals: its N. With as many placeholders as tokens, token i sits
+    at placeholder i. With another number (families whose processor writes one placeholder, or another length) the run
+    becomes K long.
+    """
+    b, width = mask.shape
+    repeats = (mask != 0).long().flatten()
+    for run, rows, total in zip(runs, kept, totals):
+        repeats[run.places] = 0
+        places = run.places
+        if len(places) == total:
+            repeats[places[rows.to(places.device)]] = 1
+        else:
+            repeats[places[: len(rows)]] = 1
+            repeats[places[0]] += max(0, len(rows) - len(places))
+    repeats = repeats.view(b, width)
+    columns = torch.arange(width, device=mask.device)
+    rows_left = [columns.repeat_interleave(r) for r in repeats]
+    longest = max(len(r) for r in rows_left)
+    on_right = bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any())
+    source = torch.full((b, longest), -1, dtype=torch.long, device=mask.device)
+    for i, r in enumerate(rows_left):
+        if on_right:
+            source[i, : len(r)] = r
+        else:
+            source[i, longest - len(r) :] = r
+    return source
+
+
+def gather(value: Tensor, source: Tensor, fill: int) -> Tensor:
+    """`value` [..., B, L] at `source` [B, L'], padded with `fill`."""
+    if value.shape[-2:-1] != source.shape[:1]:
+        raise UsageError(f"a per-token tensor has {value.shape[-2]} rows and the prompt has {source.shape[0]}.")
+    source = source.to(value.device)
+    index = source.clamp_min(0).expand(*value.shape[:-2], *source.shape)
+    return value.gather(-1, index).masked_fill(source < 0, fill)
+
+
+def repacked_positions(mask: Tensor) -> Tensor:
+    """Consecutive numbers over the unmasked places, 0 elsewhere: what `generate` computes for 1-D RoPE. [B, L] -> long
+    [B, L]."""
+    mask = mask.long()
+    return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)

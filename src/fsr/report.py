@@ -1,0 +1,72 @@
+"""What comes out of `prepare`: the arguments for the model, and a report of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fsr.adapters.containers import fresh
+from fsr.tokens import Selection
+
+__all__ = ["Prepared", "Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pruning did to one call.
+
+    selections: one per picture or clip, in prompt order; rows: the batch row each belongs to.
+    input_ids: [B, L'] the shortened prompt (what a continuation of the KV cache must start with).
+    length_before, length_after: columns L and L' of the prompt, padding included.
+    timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
+    positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
+    """
+
+    selections: tuple[Selection, ...]
+    rows: tuple[int, ...]
+    input_ids: Tensor
+    length_before: int
+    length_after: int
+    timings: Mapping[str, float]
+    positions: str
+    questions: tuple[str | None, ...] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens_before(self) -> int:
+        """Visual tokens of all pictures before pruning."""
+        return sum(s.total for s in self.selections)
+
+    @property
+    def tokens_after(self) -> int:
+        """Visual tokens of all pictures after pruning."""
+        return sum(s.kept for s in self.selections)
+
+
+@dataclass(frozen=True)
+class Prepared(Mapping[str, Any]):
+    """Keyword arguments for `model.generate(**prepared)` or `model(**prepared)`, and the report.
+
+    Outputs of `generate` start with the shortened prompt (`report.input_ids`).
+    """
+
+    _inputs: Mapping[str, Any]
+    report: Report
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments as a new dict; feature containers are copied because beam search changes them."""
+        return {name: self[name] for name in self._inputs}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._inputs[name]
+        return {m: fresh(o) for m, o in value.items()} if name == "mm_encoder_outputs" else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)

@@ -1,0 +1,101 @@
+"""The question inside a prompt, found with the model's own chat template.
+
+A sentinel is rendered as the user's text; what stands before and after it frames every user turn of that template. The
+last framed text of the prompt is the question. Whitespace is compared loosely because decoding does not always give it
+back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from fsr.errors import QuestionError
+
+__all__ = ["cut_question", "extract_questions", "turn_frame"]
+
+SENTINEL = "fsrquestionsentinel"
+
+
+def extract_questions(
+    processor: Any, input_ids: Tensor, mask: Tensor, placeholders: Collection[int]
+) -> tuple[list[str], bool]:
+    """The question of every row of `input_ids` [B, L], and True if some row matched no chat template.
+
+    Such rows give all their text but special tokens and placeholders (this is also what happens without any template).
+
+    Raises:
+        QuestionError: no processor to read the prompt with.
+    """
+    if processor is None:
+        raise QuestionError(
+            "this method reads the question: pass processor=... to prune() or prepare(), or question=... to the call."
+        )
+    tokenizer = getattr(processor, "tokenizer", processor)
+    special = {str(t) for t in tokenizer.all_special_tokens}
+    special |= {str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
+    frame = turn_frame(processor)
+    questions, plain = [], False
+    for ids, keep in zip(input_ids.tolist(), mask.tolist()):
+        text = tokenizer.decode(
+            [i for i, m in zip(ids, keep) if m and i not in placeholders], skip_special_tokens=False
+        )
+        cut = None if frame is None else cut_question(text, *frame)
+        plain |= cut is None
+        questions.append(_without(text if cut is None else cut, special))
+    return questions, plain
+
+
+def turn_frame(processor: Any) -> tuple[str, str] | None:
+    """What the chat template writes before and after a user's text, or None without a template."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(processor, "chat_template", None) is None and getattr(tokenizer, "chat_template", None) is None:
+        return None
+    # Templates of processors take content as a list of parts, those of bare tokenizers as a string.
+    own = processor if getattr(processor, "chat_template", None) is not None else tokenizer
+    content: Any = SENTINEL if own is tokenizer else [{"type": "text", "text": SENTINEL}]
+    rendered = own.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    if rendered.count(SENTINEL) != 1:
+        return None
+    before, after = rendered.split(SENTINEL)
+    return before, after
+
+
+def cut_question(text: str, before: str, after: str) -> str | None:
+    """The last user text in `text` between the frame's parts, or None if the frame does not occur.
+
+    Templates put a default system turn into `before` and end sentences in `after` that a real prompt may lack: the
+    longest tail of `before`, and the longest head of `after`, that occur are used; at least their nearest word must.
+    """
+    text, before, after = _loose(text), _loose(before), _loose(after)
+    heads = after.split(" ") if after else []
+    for n in range(len(heads), 0, -1):
+        found = text.rfind(" ".join(heads[:n]))
+        if found >= 0:
+            text = text[:found]
+            break
+    else:
+        if heads:
+            return None
+    tails = before.split(" ") if before else []
+    for n in range(len(tails), 0, -1):
+        tail = " ".join(tails[-n:])
+        found = text.rfind(tail)
+        if found >= 0:
+            return text[found + len(tail) :].strip()
+    return text.strip() if not tails else None
+
+
+def _loose(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _without(text: str, tokens: Collection[str]) -> str:
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, " ")
+    return _loose(text)

@@ -1,0 +1,172 @@
+"""How relevant each patch is to the question (FSR Eq. 2): which text tower belongs to a model, and the sign of its
+similarity.
+
+Relevance is only meaningful in the space of the text tower that was trained together with the vision tower.
+`resolve_scorer` finds that tower or says that there is none; nothing is guessed in silence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from threading import Lock
+from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fsr.adapters.base import Adapter
+from fsr.errors import RelevanceError
+from fsr.methods.base import Method
+from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
+
+__all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "resolve_scorer"]
+
+
+@runtime_checkable
+class RelevanceScorer(Protocol):
+    """Anything that scores patches against a question.
+
+    layer: the hidden state of the vision tower it reads, -1 or -2.
+    """
+
+    layer: int
+
+    def __call__(self, patches: Tensor, question: str) -> Tensor:
+        """patches [..., C] of one picture -> float32 [...], higher is more relevant (the sign is applied already)."""
+        ...
+
+
+# Fingerprint of a vision tower (model type, width, layers, patch, image side) -> the CLIP checkpoint it came from, and
+# the sign. Real CLIP: patch-text similarity is inverted, background scores higher than the object (CLIP Surgery, arXiv
+# 2304.05653).
+TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
+    ("clip_vision_model", 1024, 24, 14, 336): ("openai/clip-vit-large-patch14-336", -1),
+    ("clip_vision_model", 1024, 24, 14, 224): ("openai/clip-vit-large-patch14", -1),
+    ("clip_vision_model", 768, 12, 16, 224): ("openai/clip-vit-base-patch16", -1),
+    ("clip_vision_model", 768, 12, 32, 224): ("openai/clip-vit-base-patch32", -1),
+}
+
+_found: WeakKeyDictionary[nn.Module, ClipTwin] = WeakKeyDictionary()
+_find_lock = Lock()
+
+
+def resolve_scorer(
+    adapter: Adapter, method: Method, relevance: str | RelevanceScorer
+) -> tuple[Method, RelevanceScorer | None]:
+    """The method as it will run, and its scorer (None where it reads no relevance).
+
+    Raises:
+        RelevanceError: no paired text tower, the wrong one, or a method that cannot do without.
+    """
+    if "relevance" not in method.signals():
+        return method, None
+    if isinstance(relevance, RelevanceScorer):
+        if isinstance(relevance, ClipTwin):
+            _verified(adapter, relevance)
+        return method, relevance
+    if relevance == "none":
+        if "relevance" not in {f.name for f in fields(method)}:
+            raise RelevanceError(f"{method.name} cannot do without relevance: give a scorer, or choose another method.")
+        return replace(method, relevance="none"), None  # type: ignore[call-arg]
+    if relevance != "auto":
+        raise RelevanceError(
+            f"relevance={relevance!r}: use 'auto', 'none', or a scorer such as load_twin('folder or repository')."
+        )
+    return method, find_twin(adapter)
+
+
+def find_twin(adapter: Adapter) -> ClipTwin:
+    """The text tower that pairs with the model's vision tower: `text_tower/` in its own folder, else by fingerprint.
+    Kept per model.
+
+    Raises:
+        RelevanceError: none known, not loadable, or its vision tower differs from the model's.
+    """
+    with _find_lock:
+        if adapter.model not in _found:
+            _found[adapter.model] = _verified(adapter, _load(adapter))
+        return _found[adapter.model]
+
+
+def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
+    """What tells vision towers apart, or None for towers without these settings."""
+    config = getattr(tower, "config", None)
+    names = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
+    values = [getattr(config, n, None) for n in names]
+    if not all(isinstance(v, int) for v in values):
+        return None
+    return (str(getattr(config, "model_type", "")), *[int(v) for v in values])  # type: ignore[return-value, arg-type]
+
+
+def _load(adapter: Adapter) -> ClipTwin:
+    hint = "pass relevance=<a scorer> (for example load_twin(folder)) or relevance='none'"
+    name = str(getattr(adapter.model, "name_or_path", "") or "")
+    if name and (Path(name) / "text_tower" / "relevance.json").is_file():
+        return load_twin(name)
+    known = TWINS.get(fingerprint(adapter.vision_tower) or ("", 0, 0, 0, 0))
+    if known is None:
+        raise RelevanceError(
+            f"no text tower is known to pair with the vision tower of this {adapter.name} model: {hint}."
+        )
+    repository, sign = known
+    try:
+        return ClipTwin.from_checkpoint(repository, sign=sign)
+    except OSError as error:
+        raise RelevanceError(f"the text tower {repository} could not be loaded ({error}): {hint}.") from error
+
+
+def _verified(adapter: Adapter, twin: ClipTwin) -> ClipTwin:
+    result = twin.compare(adapter.vision_tower)
+    if result is Resemblance.FAR:
+        raise RelevanceError(
+            f"{twin.source} is not where this model's vision tower comes from (its embeddings differ): "
+            "pass the right scorer, or relevance='none'."
+        )
+    if result is Resemblance.CLOSE:
+        warnings.warn(
+            f"the vision tower was fine-tuned after {twin.source}: relevance is approximate.", UserWarning, stacklevel=2
+        )
+    return twin
+
+
+# ------------------------------------------------------------------------------------------------------------- the sign
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pointing game: how often the best patch lies in the box that the text names, as is and negated."""
+
+    sign: int
+    hits_positive: int
+    hits_negative: int
+    count: int
+
+
+def calibrate_sign(
+    scorer: RelevanceScorer, samples: Iterable[tuple[Tensor, Tensor, tuple[float, float, float, float], str]]
+) -> Calibration:
+    """The sign of a text tower from pictures whose object is known, by the pointing game.
+
+    samples: (patches [N, C], patch boxes [N, 4], box of the object (x0, y0, x1, y1) in the same units, text that names
+    it). The scorer's own sign is undone first where it has one.
+
+    Raises:
+        RelevanceError: no samples, or as many hits with either sign.
+    """
+    own = int(getattr(scorer, "sign", 1))
+    hits = {1: 0, -1: 0}
+    count = 0
+    for patches, boxes, (x0, y0, x1, y1), text in samples:
+        count += 1
+        score = own * scorer(patches, text)
+        for sign in hits:
+            box = boxes[int(torch.argmax(sign * score))]
+            x, y = float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+            hits[sign] += int(x0 <= x <= x1 and y0 <= y <= y1)
+    if hits[1] == hits[-1]:
+        raise RelevanceError(f"{hits[1]} hits of {count} with either sign: give more samples, or another text tower.")
+    return Calibration(1 if hits[1] > hits[-1] else -1, hits[1], hits[-1], count)
