@@ -1,0 +1,34 @@
+"""Colours of all pictures: Okabe and Ito's palette, which people without red-green vision tell apart, and a line style
+each, so that colour is never the only difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["INKS", "Ink", "Role", "rgb"]
+
+Role = Literal["focus", "scan", "merged", "whole", "absorbed", "dropped", "structural"]
+
+
+@dataclass(frozen=True)
+class Ink:
+    """How one role is drawn. color: "#rrggbb"; weight: share of the thickest line; label: for legends."""
+
+    color: str
+    line: Literal["solid", "dashed", "dotted"]
+    weight: float
+    label: str
+
+
+INKS: dict[Role, Ink] = {
+    "focus": Ink("#d55e00", "solid", 1.0, "Focus"),
+    "scan": Ink("#0072b2", "dashed", 1.0, "Scan"),
+    "merged": Ink("#009e73", "dotted", 1.0, "made of others"),
+    "absorbed": Ink("#56b4e9", "dotted", 0.4, "absorbed"),
+}
+
+
+def rgb(color: str) -> tuple[int, int, int]:
+    """("#rrggbb") as three numbers from 0 to 255."""
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
