@@ -137,9 +137,9 @@ def _legend(selection: Selection, became: Sequence[Role], width: int) -> Image.I
     items: list[tuple[Ink | None, str]] = [
         (None, f"{selection.method or 'kept'}: {selection.kept} of {selection.total}")
     ]
-    for role, ink in INKS.items():
+    for role, style in INKS.items():
         if (count := sum(r == role for r in became)) or role in ("focus", "scan"):
-            items.append((ink, f"{ink.label} {count}"))
+            items.append((style, f"{style.label} {count}"))
     dropped = sum(r in ("dropped", "structural") for r in became)
     if dropped:
         items.append((None, f"dropped {dropped}"))
@@ -152,8 +152,7 @@ def _legend(selection: Selection, became: Sequence[Role], width: int) -> Image.I
         x += need + round(1.4 * size)
     bar = Image.new("RGB", (width, y + round(1.7 * size)), PAPER)
     pen = ImageDraw.Draw(bar)
-    for left, y, mark, text in rows:
-        x = left
+    for x, y, mark, text in rows:
         if mark:
             _outline(pen, (x, y, x + size, y + size), mark)
             x += size + pad

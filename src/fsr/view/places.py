@@ -31,7 +31,7 @@ class Panel:
 
 
 def panels(geometry: Geometry | None) -> list[Panel]:
-    """The panels of one image or clip. A tiled picture gives two: the view of the whole (tile 0), and the tiles in place.
+    """The panels of one image or clip. A tiled picture gives two: the view of the whole (tile 0), and the tiles.
 
     Structural rows lie nowhere and are left out.
 
