@@ -29,7 +29,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """(model, processor), in evaluation mode on the device. dtype: float32 for `mini`, as stored for others, unless given.
+    """(model, processor), in evaluation mode on the device. dtype: float32 for `mini`, as stored for others, unless
+    given.
 
     Raises:
         UsageError: no such embedded model, no such folder, or the hub cannot be reached.
@@ -41,12 +42,16 @@ def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = N
         with as_file(files("fsr.minivlm") / "data" / name) as folder:
             if not (folder / "config.json").exists():
                 raise UsageError(f"the weights of {name!r} are not in this installation: run `fsr train`.")
-            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype or torch.float32, local_files_only=True
+            )
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         return model.eval().to(where), processor
     local = Path(name).expanduser()
     if not local.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise UsageError(f"no model {name!r}: give {', '.join(EMBEDDED)}, a folder with a saved model, or a hub id like owner/name.")
+        raise UsageError(
+            f"no model {name!r}: give {', '.join(EMBEDDED)}, a folder with a saved model, or a hub id like owner/name."
+        )
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto")
         processor = AutoProcessor.from_pretrained(name)

@@ -1,4 +1,5 @@
-"""The command `fsr`. One file per subcommand, each with `HELP`, `arguments(parser)` and `run(args) -> int`; imported only when called.
+"""The command `fsr`. One file per subcommand, each with `HELP`, `arguments(parser)` and `run(args) -> int`; imported
+only when called.
 
 Bad input ends with exit status 2 and one line on standard error that says what to do; nothing has been written by then.
 """
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="fsr", description="Visual-token pruning for vision-language models.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         if words[:1] == [name]:  # importing torch for `fsr --help` would take seconds
             import_module(f"fsr.cli.{name}").arguments(sub)
     args = parser.parse_args(words)

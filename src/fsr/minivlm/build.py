@@ -1,10 +1,14 @@
 """The embedded model's architecture: the CLIP and LLaVA classes of Transformers at a size that a laptop trains.
 
-CLIP pair: vision tower d=192, 5 layers, patch 12 (12 x 12 tokens and [CLS]); text tower d=128, 2 layers; joint space 128.
-LLaVA: the same tower read at hidden state -2 without [CLS], a two-layer projector, Llama d=192 with 4 layers and 6 heads.
+CLIP pair: vision tower d=192, 5 layers, patch 12 (12 x 12 tokens and [CLS]); text tower d=128, 2 layers; joint space
+128.
+LLaVA: the same tower read at hidden state -2 without [CLS], a two-layer projector, Llama d=192 with 4 layers and 6
+heads.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +29,7 @@ __all__ = ["GRID", "build_clip", "build_llava", "sincos_positions"]
 
 GRID = SIDE // PATCH
 _ID = {w: i for i, w in enumerate(SPECIAL)}
-_VISION = dict(
+_VISION: dict[str, Any] = dict(
     hidden_size=192,
     intermediate_size=768,
     num_hidden_layers=5,
@@ -37,7 +41,8 @@ _VISION = dict(
 
 
 def sincos_positions(grid: int, width: int) -> torch.Tensor:
-    """Two-dimensional sine-cosine code, [grid * grid, width], unit mean square. A random table is forgotten by dense losses, this is not."""
+    """Two-dimensional sine-cosine code, [grid * grid, width], unit mean square. A random table is forgotten by dense
+    losses, this is not."""
     frequency = torch.exp(torch.linspace(0.0, -3.0, width // 4))
     y, x = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
     angles = [v.flatten()[:, None] * frequency for v in (y, x)]

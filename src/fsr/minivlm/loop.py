@@ -1,7 +1,9 @@
-"""One resumable training loop for both stages: cosine schedule, bfloat16 autocast, checkpoints that survive a kill, a log per stage.
+"""One resumable training loop for both stages: cosine schedule, bfloat16 autocast, checkpoints that survive a kill,
+a log per stage.
 
-Batches depend on (seed, rank, step) only, so a resumed run sees the same data; worker processes draw scenes ahead. Under
-torch.distributed gradients are averaged over processes: on a CPU two processes of one thread beat one process of two threads.
+Batches depend on (seed, rank, step) only, so a resumed run sees the same data; worker processes draw scenes ahead.
+Under torch.distributed gradients are averaged over processes: on a CPU two processes of one thread beat one process
+of two threads.
 """
 
 from __future__ import annotations
@@ -78,12 +80,14 @@ def run_stage(
     seed: int,
     device: torch.device,
     workers: int = 1,
+    stop: int | None = None,
     save_every: int = 500,
     log_every: int = 100,
 ) -> None:
     """Train `modules` for `steps`, or finish an interrupted run from `folder/<name>.pt`.
 
-    make(rng, step) draws a batch; loss(batch, step) returns the loss and figures to log. lr: peak, 200 steps of warm-up, cosine to 2 %.
+    make(rng, step) draws a batch; loss(batch, step) returns the loss and figures to log. lr: peak, 200 steps of
+    warm-up, cosine to 2 % at `steps`; `stop` ends the stage before that, once it has learned enough.
     """
     decay = [p for p in modules.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in modules.parameters() if p.requires_grad and p.dim() <= 1]
@@ -92,6 +96,7 @@ def run_stage(
     world = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     trained = decay + plain
+    end = steps if stop is None else min(stop, steps)
     file, start = folder / f"{name}.pt", 0
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
@@ -108,7 +113,7 @@ def run_stage(
 
     loader = DataLoader(
         _Drawn(make, seed, rank),
-        sampler=_From(start, steps),
+        sampler=_From(start, end),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
@@ -117,7 +122,7 @@ def run_stage(
     mean: dict[str, list[float]] = {}
     began = time.perf_counter()
     modules.train()
-    with tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=rank > 0) as bar:
+    with tqdm(total=end, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=rank > 0) as bar:
         for step, batch in enumerate(loader, start=start):
             rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             for group in optimizer.param_groups:
@@ -135,12 +140,17 @@ def run_stage(
             bar.update()
             if rank > 0:
                 continue
-            if (step + 1) % log_every == 0 or step + 1 == steps:
+            if (step + 1) % log_every == 0 or step + 1 == end:
                 line = {k: round(float(np.nanmean(v)), 4) for k, v in mean.items() if not np.all(np.isnan(v))}
-                record = {"step": step + 1, "seconds": round(time.perf_counter() - began, 1), "loss": float(value.detach()), **line}
+                record = {
+                    "step": step + 1,
+                    "seconds": round(time.perf_counter() - began, 1),
+                    "loss": float(value.detach()),
+                    **line,
+                }
                 with (folder / f"{name}.jsonl").open("a") as f:
                     f.write(json.dumps(record) + "\n")
                 bar.set_postfix({k: v for k, v in line.items() if k.endswith("acc")}, refresh=False)
                 mean.clear()
-            if (step + 1) % save_every == 0 or step + 1 == steps:
+            if (step + 1) % save_every == 0 or step + 1 == end:
                 save(step + 1)

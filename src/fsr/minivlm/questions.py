@@ -1,7 +1,7 @@
 """Eight kinds of questions about a scene, with their true answers and the objects they are about.
 
-existence, color, count, neighbor, position, background (global context), comparison, reading. Every kind is drawn so that no single
-answer wins: existence and comparison are balanced by construction, counts are asked by answer.
+existence, color, count, neighbor, position, background (global context), comparison, reading. Every kind is drawn so
+that no single answer wins: existence and comparison are balanced by construction, counts are asked by answer.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1,
 
 @dataclass(frozen=True)
 class Question:
-    """text ends in " ?"; answer is one word (two letters for reading). targets: indices of the objects asked about (-2 is the sign,
-    empty for background and for things that are not there)."""
+    """text ends in " ?"; answer is one word (two letters for reading). targets: indices of the objects asked about
+    (-2 is the sign, empty for background and for things that are not there)."""
 
     kind: str
     text: str
@@ -65,7 +65,10 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
             return None
         name = one(named)
         return Question(
-            kind, f"how many {CLASSES[name]} are there ?", _NUMBERS[n - 1], tuple(j for j, o in enumerate(objects) if o.kind == name)
+            kind,
+            f"how many {CLASSES[name]} are there ?",
+            _NUMBERS[n - 1],
+            tuple(j for j, o in enumerate(objects) if o.kind == name),
         )
     if not unique:
         return None
@@ -114,8 +117,11 @@ def ask_all(scene: Scene, n: int, rng: np.random.Generator, weights: dict[str, f
     found: dict[str, Question] = {}
     for _ in range(12 * n):
         q = ask(scene, KINDS[int(rng.choice(len(KINDS), p=p))], rng)
-        # One existence question of each answer at most: duplicates of "yes" would otherwise be dropped more often than "no".
-        if q is not None and not (q.kind == "existence" and any(f.kind == q.kind and f.answer == q.answer for f in found.values())):
+        # One existence question of each answer at most: duplicates of "yes" would otherwise be dropped more often
+        # than "no".
+        if q is not None and not (
+            q.kind == "existence" and any(f.kind == q.kind and f.answer == q.answer for f in found.values())
+        ):
             found.setdefault(q.text, q)
         if len(found) == n:
             break

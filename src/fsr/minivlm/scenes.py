@@ -1,9 +1,11 @@
-"""Scenes that the embedded model is trained and tested on: pictograms on textured ground, some on coloured cards, one big distractor, a sign.
+"""Scenes that the embedded model is trained and tested on: pictograms on textured ground, some on coloured cards,
+one big distractor, a sign.
 
-`draw(rng, split)` gives a picture and everything that is true of it; the labels per patch cost nothing because the drawer knows them.
-Layout: 4 x 4 cells. A big pictogram (2 x 2 cells, salient, seldom asked about) appears in 80 % of the scenes, a sign with two letters
-in 55 %, and 3 to 7 small pictograms, which cover 1 to 4 patches. Some (pictogram, card colour) and (pictogram, quadrant) pairs never
-occur in the training split: see `held_out_color` and `held_out_quadrant`.
+`draw(rng, split)` gives a picture and everything that is true of it; the labels per patch cost nothing because the
+drawer knows them.
+Layout: 4 x 4 cells. A big pictogram (2 x 2 cells, salient, seldom asked about) appears in 80 % of the scenes, a sign
+with two letters in 55 %, and 3 to 7 small pictograms, which cover 1 to 4 patches. Some (pictogram, card colour) and
+(pictogram, quadrant) pairs never occur in the training split: see `held_out_color` and `held_out_quadrant`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ __all__ = [
 ]
 
 CLASSES = (
-    "dog cat horse cow pig frog bird fish apple banana car bus bicycle plane boat house tree flower clock umbrella ball guitar cake cup"
+    "dog cat horse cow pig frog bird fish apple banana car bus "
+    "bicycle plane boat house tree flower clock umbrella ball guitar cake cup"
 ).split()
 COLORS = {
     "red": (205, 45, 45),
@@ -52,7 +55,8 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One pictogram. box: (x0, y0, x1, y1) in pixels; cells: rows and columns it occupies; color: index into COLORS or -1 (no card)."""
+    """One pictogram. box: (x0, y0, x1, y1) in pixels; cells: rows and columns it occupies; color: index into COLORS
+    or -1 (no card)."""
 
     kind: int
     color: int
@@ -74,8 +78,8 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture [144, 144, 3] uint8 and its truth. owner: [12, 12], object index, -2 the sign, -1 ground. letter: [12, 12], 0 none,
-    1 + 8 * slot + letter otherwise."""
+    """A picture [144, 144, 3] uint8 and its truth. owner: [12, 12], object index, -2 the sign, -1 ground. letter:
+    [12, 12], 0 none, 1 + 8 * slot + letter otherwise."""
 
     image: np.ndarray
     objects: tuple[SceneObject, ...]
@@ -258,5 +262,11 @@ def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
     owner = np.where(layers.max(0) > 0.14, layers.argmax(0), -1)
     owner = np.where(owner == len(objects), -2, owner)
     return Scene(
-        np.clip(image, 0, 255).astype(np.uint8), tuple(objects), background, sign, sign_box, owner.astype(np.int64), letter
+        np.clip(image, 0, 255).astype(np.uint8),
+        tuple(objects),
+        background,
+        sign,
+        sign_box,
+        owner.astype(np.int64),
+        letter,
     )

@@ -1,12 +1,15 @@
-"""Stages 2 and 3 of `fsr train`: the language model learns to look things up, first on symbols, then on the frozen tower's features.
+"""Stages 2 and 3 of `fsr train`: the language model learns to look things up, first on symbols, then on the frozen
+tower's features.
 
-Stage 2 needs no pixels: `Symbols` gives each patch the sum of embeddings of what it shows, so the language model trains while the
-tower still does. Stage 3 fits the projector to those symbols (a regression of seconds) and then trains both on real features.
+Stage 2 needs no pixels: `Symbols` gives each patch the sum of embeddings of what it shows, so the language model
+trains while the tower still does. Stage 3 fits the projector to those symbols (a regression of seconds) and then
+trains both on real features.
 
-Many questions share one image prefix (a block mask hides them from each other), which multiplies supervision. Two helpers fade out
-during training because look-up circuits emerge late without them: attention of the asked word to its patches (to <bos> when it is
-not there) and of the last word to the asked word; and alignment of projected patches with the word embeddings of what they show.
-Token positions are squeezed at random so that the model, like a large one, does not depend on the exact length of the prompt.
+Many questions share one image prefix (a block mask hides them from each other), which multiplies supervision. Two
+helpers fade out during training because look-up circuits emerge late without them: attention of the asked word to
+its patches (to <bos> when it is not there) and of the last word to the asked word; and alignment of projected
+patches with the word embeddings of what they show. Token positions are squeezed at random so that the model, like a
+large one, does not depend on the exact length of the prompt.
 """
 
 from __future__ import annotations
@@ -36,11 +39,13 @@ _LOOK, _READ = 1, 2  # layers whose first two heads are supervised
 
 @dataclass(frozen=True)
 class LanguageBatch:
-    """pixels [B, 3, S, S]; ids, answers [B, Q * 12] (answers -100 off the predicting positions); kinds [B, Q] (-1 = no question).
+    """pixels [B, 3, S, S]; ids, answers [B, Q * 12] (answers -100 off the predicting positions); kinds [B, Q] (-1 =
+    no question).
 
     look: [B, Q * 12, 1 + N], attention target of each asked word over <bos> and patches (rows of zeros elsewhere).
     read: [B, Q * 12], position inside its question that the last word should read, -1 elsewhere.
-    shown: [B, N], 1 + index into the word list of what the patch shows, 0 for nothing; colored: the same for card colours.
+    shown: [B, N], 1 + index into the word list of what the patch shows, 0 for nothing; colored: the same for card
+    colours.
     """
 
     pixels: Tensor
@@ -61,7 +66,7 @@ class Symbols(nn.Module):
         super().__init__()
         self.tables = nn.ModuleDict({k: nn.Embedding(n + 1, width) for k, n in ReadOuts.sizes.items()})
         for table in self.tables.values():
-            nn.init.normal_(table.weight, std=0.3)
+            nn.init.normal_(table.get_parameter("weight"), std=0.3)
 
     def forward(self, labels: dict[str, Tensor], noise: float = 0.0) -> Tensor:
         x = torch.stack([table((labels[k] + 1).clamp_min(0)) for k, table in self.tables.items()]).sum(0)
@@ -99,7 +104,9 @@ def _slot(scene: Scene, q: Question) -> tuple[list[int], list[int], np.ndarray, 
     return ids, targets, look, read
 
 
-def language_batch(rng: np.random.Generator, size: int, questions: int, weights: dict[str, float] | None = None) -> LanguageBatch:
+def language_batch(
+    rng: np.random.Generator, size: int, questions: int, weights: dict[str, float] | None = None
+) -> LanguageBatch:
     """Fresh training scenes with `questions` questions each."""
     scenes = [draw(rng, "train") for _ in range(size)]
     columns: list[list[np.ndarray]] = [[] for _ in range(5)]
@@ -108,7 +115,12 @@ def language_batch(rng: np.random.Generator, size: int, questions: int, weights:
     for scene in scenes:
         asked = ask_all(scene, questions, rng, weights)
         slots = [_slot(scene, q) for q in asked]
-        empty = ([0] * MAX_QUESTION, [-100] * MAX_QUESTION, np.zeros((MAX_QUESTION, 1 + N), np.float32), [-1] * MAX_QUESTION)
+        empty = (
+            [0] * MAX_QUESTION,
+            [-100] * MAX_QUESTION,
+            np.zeros((MAX_QUESTION, 1 + N), np.float32),
+            [-1] * MAX_QUESTION,
+        )
         slots += [empty] * (questions - len(slots))
         for column, part in zip(columns, zip(*slots)):
             column.append(np.concatenate([np.asarray(p) for p in part]))
@@ -126,9 +138,9 @@ def language_batch(rng: np.random.Generator, size: int, questions: int, weights:
             labels.setdefault(k, []).append(v)
     ids, answers, look, read, kinds = (torch.from_numpy(np.stack(c)) for c in columns)
     pixels = normalise_pixels(np.stack([s.image for s in scenes]))
-    what, colors = (torch.from_numpy(np.stack(v)) for v in (shown, colored))
+    shows, colors = (torch.from_numpy(np.stack(v)) for v in (shown, colored))
     every = {k: torch.from_numpy(np.stack(v)).long() for k, v in labels.items()}
-    return LanguageBatch(pixels, ids.long(), answers.long(), kinds.long(), look, read.long(), what, colors, every)
+    return LanguageBatch(pixels, ids.long(), answers.long(), kinds.long(), look, read.long(), shows, colors, every)
 
 
 class LookUps:
@@ -159,7 +171,8 @@ def language_loss(
     guide: float,
     symbols: Symbols | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Answer loss plus `guide` times the two fading helpers. tokens: use that many patches, those with something on them first, or all."""
+    """Answer loss plus `guide` times the two fading helpers. tokens: use that many patches, those with something on
+    them first, or all."""
     device = batch.pixels.device
     b, q = batch.kinds.shape
     features = tower_features(model, batch.pixels) if symbols is None else symbols(batch.labels, noise=0.3)
@@ -182,7 +195,9 @@ def language_loss(
     compact = tokens is not None and bool(torch.rand(()) < 0.5)
     positions = _positions(n, None if compact or rows is None else rows.cpu(), q, squeeze).to(device)
     length = x.shape[1]
-    block = torch.cat([torch.full((1 + n,), -1, device=device), torch.arange(q, device=device).repeat_interleave(MAX_QUESTION)])
+    block = torch.cat(
+        [torch.full((1 + n,), -1, device=device), torch.arange(q, device=device).repeat_interleave(MAX_QUESTION)]
+    )
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     visible = causal & ((block[None] == -1) | (block[None] == block[:, None]))
     mask = torch.zeros(1, 1, length, length, device=device, dtype=torch.bfloat16).masked_fill(~visible, -1e9)
@@ -190,7 +205,9 @@ def language_loss(
     for layer in lm.layers:
         x = layer(x, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
     logits = model.lm_head(lm.norm(x[:, 1 + n :])).float()
-    answers = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=-100, reduction="none").view(b, -1)
+    answers = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=-100, reduction="none").view(
+        b, -1
+    )
     predicted = batch.answers >= 0
     loss = answers.sum() / predicted.sum()
 
@@ -201,14 +218,20 @@ def language_loss(
         on = (first * (look > 0)).sum(-1)[wanted]
         look_loss = -(on + 1e-4).log().mean()
         second = maps.maps[_READ][:, :2, 1 + n :, 1 + n :].float().mean(1)
-        where = (batch.read + (torch.arange(q, device=device).repeat_interleave(MAX_QUESTION) * MAX_QUESTION)[None]).clamp_min(0)
+        where = (
+            batch.read + (torch.arange(q, device=device).repeat_interleave(MAX_QUESTION) * MAX_QUESTION)[None]
+        ).clamp_min(0)
         has = batch.read >= 0
         read_loss = -(second.gather(2, where[..., None])[..., 0][has] + 1e-4).log().mean()
         words = F.normalize(lm.embed_tokens(_WORD_IDS.to(device)).float(), dim=-1)
         scores = F.normalize(projected.float(), dim=-1) @ words.T * 10
-        align = F.cross_entropy(scores.flatten(0, 1), (shown - 1).clamp_min(-100).masked_fill(shown == 0, -100).flatten(), ignore_index=-100)
+        align = F.cross_entropy(
+            scores.flatten(0, 1), (shown - 1).clamp_min(-100).masked_fill(shown == 0, -100).flatten(), ignore_index=-100
+        )
         if bool((colored > 0).any()):
-            align = align + F.cross_entropy(scores.flatten(0, 1), (colored - 1).masked_fill(colored == 0, -100).flatten(), ignore_index=-100)
+            align = align + F.cross_entropy(
+                scores.flatten(0, 1), (colored - 1).masked_fill(colored == 0, -100).flatten(), ignore_index=-100
+            )
         total = loss + guide * (0.3 * look_loss + 0.3 * read_loss + 0.2 * align)
     with torch.no_grad():
         right = ((logits.argmax(-1) == batch.answers) | ~predicted).view(b, q, -1).all(-1)

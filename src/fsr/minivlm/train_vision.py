@@ -1,9 +1,11 @@
 """Stage 1 of `fsr train`: the CLIP pair, contrastively and with dense labels.
 
-Losses: (1) InfoNCE between [CLS] and captions; (2) sigmoid contrast between every patch and every text about the scene (questions
-and "a photo of a dog"), positive on the patches the text is about; (3) linear read-outs of hidden state -2, the layer that LLaVA
-reads: pictogram, card colour, letter, ground, row, column, the four neighbours and the number of equals. The read-outs are thrown
-away; they make a 2 M parameter tower useful after minutes, and rows and columns keep it from forgetting where things are.
+Losses: (1) InfoNCE between [CLS] and captions; (2) sigmoid contrast between every patch and every text about the
+scene (questions and "a photo of a dog"), positive on the patches the text is about; (3) linear read-outs of hidden
+state -2, the layer that LLaVA
+reads: pictogram, card colour, letter, ground, row, column, the four neighbours and the number of equals. The
+read-outs are thrown away; they make a 2 M parameter tower useful after minutes, and rows and columns keep it from
+forgetting where things are.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class VisionBatch:
-    """pixels [B, 3, S, S]; texts [B, T, L] ids; masks [B, T, N]; captions [B, L'] ids; labels: name -> [B, N] long, -100 where void."""
+    """pixels [B, 3, S, S]; texts [B, T, L] ids; masks [B, T, N]; captions [B, L'] ids; labels: name -> [B, N] long,
+    -100 where void."""
 
     pixels: Tensor
     texts: Tensor
@@ -86,7 +89,8 @@ def _padded(words: list[int], length: int) -> list[int]:
 
 
 def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
-    """What each of the N patches shows, by name of read-out: class indices [N], -100 where the question does not arise."""
+    """What each of the N patches shows, by name of read-out: class indices [N], -100 where the question does not
+    arise."""
     owner = scene.owner.reshape(-1)
     o = scene.objects
     times = np.bincount([x.kind for x in o], minlength=len(CLASSES))
@@ -145,8 +149,11 @@ def _embed(clip: CLIPModel, ids: Tensor) -> Tensor:
     return F.normalize(clip.text_projection(out.pooler_output).float(), dim=-1)
 
 
-def vision_loss(clip: CLIPModel, heads: ReadOuts, batch: VisionBatch, tokens: int | None) -> tuple[Tensor, dict[str, float]]:
-    """The summed loss and its parts. tokens: train on that many patches, those with something on them first (warm-up), or None for all."""
+def vision_loss(
+    clip: CLIPModel, heads: ReadOuts, batch: VisionBatch, tokens: int | None
+) -> tuple[Tensor, dict[str, float]]:
+    """The summed loss and its parts. tokens: train on that many patches, those with something on them first
+    (warm-up), or None for all."""
     vision = clip.vision_model
     h = vision.embeddings(batch.pixels)
     b = h.shape[0]
@@ -184,5 +191,9 @@ def vision_loss(clip: CLIPModel, heads: ReadOuts, batch: VisionBatch, tokens: in
         report = {k: float(v.detach()) for k, v in parts.items()}
         report["kind_acc"] = float((guess == labels["kind"])[inside].float().mean())
         letters = labels["letter"] > 0
-        report["letter_acc"] = float((heads.heads["letter"](read).argmax(-1) == labels["letter"])[letters].float().mean()) if letters.any() else float("nan")
+        report["letter_acc"] = (
+            float((heads.heads["letter"](read).argmax(-1) == labels["letter"])[letters].float().mean())
+            if letters.any()
+            else float("nan")
+        )
     return torch.stack(list(parts.values())).sum(), report

@@ -12,7 +12,9 @@ __all__ = ["ANSWERS", "CHAT_TEMPLATE", "MAX_QUESTION", "WORDS", "encode_words", 
 SPECIAL = ["<pad>", "<bos>", "<unk>", "<eos>", "<image>"]
 NUMBERS = ["one", "two", "three", "four"]
 LETTER_WORDS = [c.lower() for c in LETTERS]
-FUNCTION = "is there a what color how many are of the where in background does sign say left right above below photo on , ?".split()
+FUNCTION = (
+    "is there a what color how many are of the where in background does sign say left right above below photo on , ?"
+).split()
 ANSWERS = ["yes", "no", *NUMBERS, *COLORS, *BACKGROUNDS, *QUADRANTS, *CLASSES, *LETTER_WORDS]
 WORDS = [*SPECIAL, *FUNCTION, *ANSWERS]
 MAX_QUESTION = 12  # tokens of the longest question, its answer and the end
@@ -37,7 +39,8 @@ def encode_words(text: str) -> list[int]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer; understands plurals of the pictogram names, British spelling, capitals and glued question marks."""
+    """Word-level tokenizer; understands plurals of the pictogram names, British spelling, capitals and glued
+    question marks."""
     inner = Tokenizer(models.WordLevel(vocab=_ID, unk_token="<unk>"))
     plural = [normalizers.Replace(f"{c}{'es' if c.endswith('s') else 's'}", c) for c in CLASSES if c != "fish"]
     inner.normalizer = normalizers.Sequence(

@@ -1,0 +1,31 @@
+# Two commands for newcomers: `make demo` and `make test`. Both create .venv with the torch of constraints.txt (a CPU build will do).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread per process: small models gain nothing from more, and the test workers share the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test docs clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/fsr ask "what color is the dog?" --keep 16 --compare --save kept.png
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+docs: $(VENV)/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf $(VENV) site kept.png

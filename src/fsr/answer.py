@@ -1,0 +1,90 @@
+"""Ask a model one question about one picture and keep the clock: what `fsr ask`, the report and the demo share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fsr.errors import QuestionError, UsageError
+from fsr.prepare import Report
+from fsr.pruner import prune
+from fsr.tokens import Selection
+
+__all__ = ["Answer", "answer", "chat_inputs"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: the model's words. report: None for an unpruned run. stages_ms: milliseconds by stage, "total" included."""
+
+    text: str
+    report: Report | None
+    stages_ms: Mapping[str, float]
+
+    @property
+    def selection(self) -> Selection | None:
+        """The selection of the only picture."""
+        return self.report.selections[0] if self.report else None
+
+
+def chat_inputs(processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
+    """One user turn with a picture through the processor's chat template.
+
+    Raises:
+        QuestionError: the question is empty. UsageError: the processor has no chat template.
+    """
+    if not question.strip():
+        raise QuestionError("the question is empty: write what you want to know about the picture.")
+    if not getattr(processor, "chat_template", None):
+        raise UsageError(
+            "this model's processor has no chat template: set processor.chat_template, or use prune() with "
+            "a prompt of your own."
+        )
+    turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+    return dict(
+        processor.apply_chat_template(
+            turn, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    )
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    question: str,
+    method: Any = None,
+    *,
+    relevance: Any = "auto",
+    max_new_tokens: int = 32,
+) -> Answer:
+    """Greedy answer from the tokens that `method` keeps, or from all of them (None).
+
+    Stages: preprocess, vision_tower, saliency, text_tower, selection, generate (prefill and decoding; the vision
+    tower too where nothing is pruned), total.
+    """
+    began = perf_counter()
+    inputs = {
+        k: v.to(model.device) if isinstance(v, torch.Tensor) else v
+        for k, v in chat_inputs(processor, image, question).items()
+    }
+    ready = perf_counter()
+    block = nullcontext() if method is None else prune(model, method, processor=processor, relevance=relevance)
+    with torch.inference_mode(), block as pruned:
+        extra = {} if method is None else {"question": question}
+        out = model.generate(**inputs, **extra, max_new_tokens=max_new_tokens, do_sample=False)
+    done = perf_counter()
+    text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    report = pruned.last if pruned is not None else None
+    stages = {"preprocess": 1e3 * (ready - began)}
+    inside = {} if report is None else {k: v for k, v in report.timings.items() if k != "total"}
+    stages |= {k: v for k, v in inside.items() if k != "rest"}
+    stages["generate"] = 1e3 * (done - ready) - sum(v for k, v in inside.items() if k != "rest")
+    stages["total"] = 1e3 * (done - began)
+    return Answer(text, report, {k: round(v, 3) for k, v in stages.items()})
