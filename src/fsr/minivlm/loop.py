@@ -104,7 +104,6 @@ def run_stage(
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         start = int(saved["step"])
-    torch.manual_seed(seed + start + 7919 * rank)
 
     def save(step: int) -> None:
         part = file.with_suffix(".part")
@@ -127,6 +126,7 @@ def run_stage(
             rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            torch.manual_seed(1_000_003 * (seed + 7919 * rank) + step)  # a resumed run draws what an unbroken one does
             with torch.autocast(device.type, torch.bfloat16):
                 value, figures = loss(to_device(batch, device), step)
             value.backward()

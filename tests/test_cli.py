@@ -1,0 +1,108 @@
+"""The command line on the shipped model: what it prints, what it writes, and one clear line for every kind of bad input."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from fsr.cli import COMMANDS, main
+from fsr.cli.options import keep_value
+from fsr.errors import BudgetError
+from fsr.images import bundled_scene
+
+
+def ask(capsys, *words):
+    status = main(["ask", "what color is the dog?", *words])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_json_is_one_object_with_the_promised_keys(capsys):
+    status, out, _ = ask(capsys, "--keep", "16", "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert {"answer", "keep", "focus", "scan", "n_tokens", "stages_ms", "kept_rows"} <= set(result)
+    assert result["keep"] == 16 == result["focus"] + result["scan"] == len(result["kept_rows"])
+    assert result["n_tokens"] == 144 and result["kept_rows"] == sorted(set(result["kept_rows"]))
+    assert result["answer"] == "blue"
+    assert {"vision_tower", "saliency", "text_tower", "selection", "generate", "total"} <= set(result["stages_ms"])
+    assert result["certificate"]["optimum_at_least"] <= result["certificate"]["radius_chord"]
+
+
+def test_text_and_picture(capsys, tmp_path):
+    file = tmp_path / "kept.png"
+    status, out, _ = ask(capsys, "--compare", "--save", str(file))
+    assert status == 0 and "blue" in out and "16 = " in out and "of 144" in out and "coverage" in out
+    assert Image.open(file).size[0] >= 144
+
+
+def test_own_picture_share_method_and_options(capsys, tmp_path):
+    file = tmp_path / "photo.jpg"
+    bundled_scene(2).resize((400, 300)).save(file)
+    status, out, _ = ask(capsys, "--image", str(file), "--keep", "0.25", "--option", "alpha=1", "--json")
+    assert status == 0 and json.loads(out)["keep"] == 36
+    status, out, _ = ask(capsys, "--relevance", "none", "--json")
+    assert status == 0 and json.loads(out)["relevance"] is None
+
+
+def test_a_budget_of_everything_prunes_nothing_and_says_so(capsys):
+    status, out, _ = ask(capsys, "--keep", "999")
+    assert status == 0 and "nothing pruned" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--keep", "0"], "at least 1 token"),
+        (["--keep", "-3"], "at least 1 token"),
+        (["--keep", "1.5"], "0 < keep <= 1"),
+        (["--keep", "many"], "no number"),
+        (["--method", "guess"], "choose one of"),
+        (["--model", "nothing-here"], "give mini"),
+        (["--image", "missing.png"], "no file"),
+        (["--option", "alpha"], "name=value"),
+        (["--option", "alhpa=2"], "no option alhpa"),
+        (["--save", "no/such/folder/x.png"], "folder that exists"),
+        (["--device", "abacus"], "unknown device"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, words, hint):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = ask(capsys, *words)
+    assert status == 2 and out == ""
+    assert err.count("\n") == 1 and hint in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_a_picture_and_no_question(capsys, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 20)
+    status, _, err = ask(capsys, "--image", str(broken))
+    assert status == 2 and "not a readable picture" in err
+    assert main(["ask", "  "]) == 2
+    assert "question is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["ask"])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_methods_lists_every_method_with_its_needs(capsys):
+    assert main(["methods", "--json"]) == 0
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert methods["fsr"]["needs"] == ["relevance", "saliency"] and methods["fsr"]["options"]["alpha"] == 3.0
+    assert main(["methods"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in methods)
+
+
+def test_every_command_explains_itself(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0 and name in capsys.readouterr().out
+
+
+def test_keep_values():
+    assert keep_value("64") == 64 and keep_value("0.11") == 0.11 and keep_value("11%") == 0.11
+    with pytest.raises(BudgetError):
+        keep_value("lots")
