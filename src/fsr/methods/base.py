@@ -91,6 +91,12 @@ class Method(ABC):
         All tensors have B in front: features [B, N, D], scores [B, N], geometry.boxes [B, N, 4] (no grid); 1 <= k < N.
         """
 
+    def __or__(self, other: Any) -> Any:
+        """`FSR(keep=128) | FastV(layer=16, keep=32)`: this method before the language model, then `other` inside it."""
+        from fsr.methods.inside.chain import join
+
+        return join(self, other)
+
     def signals(self) -> frozenset[Signal]:
         """Signals that this configuration reads; options may need fewer than the class declares."""
         return self.needs
