@@ -3,11 +3,15 @@ forward."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+
+from fsr.methods.base import Method, Picks, Signal
+from fsr.tokens import VisualTokens
 
 IMAGE, PATCH = 48, 8  # 6 x 6 = 36 patches
 TOKENS = (IMAGE // PATCH) ** 2
@@ -122,7 +126,10 @@ def llava(seed: int = 0, attention: str = "sdpa", feature_layer: int = -2, **tex
         image_seq_length=TOKENS,
     )
     config._attn_implementation = attention
-    return sharpen(LlavaForConditionalGeneration(config), seed)
+    model = sharpen(LlavaForConditionalGeneration(config), seed)
+    # A random model may write placeholders, which no real one does and no run without a cache survives.
+    model.generation_config.suppress_tokens = [config.image_token_id]
+    return model
 
 
 def clip(seed: int = 1, tower: Any = None, longest: int = 16) -> Any:
@@ -146,6 +153,30 @@ def clip(seed: int = 1, tower: Any = None, longest: int = 16) -> Any:
     if tower is not None:
         model.vision_model.load_state_dict(tower.state_dict())
     return model
+
+
+@dataclass(frozen=True)
+class Salient(Method):
+    """The K most salient rows, gathered: the plainest method with a signal."""
+
+    name: ClassVar[str] = "test-salient"
+    needs: ClassVar[frozenset[Signal]] = frozenset({"saliency"})
+
+    def pick(self, tokens: VisualTokens, k: int) -> Picks:
+        rows = self.need(tokens, "saliency").topk(k).indices
+        return Picks(rows=rows, stage=torch.zeros_like(rows))
+
+
+@dataclass(frozen=True)
+class Cutting(Salient):
+    """The same, but its features carry no gradient."""
+
+    name: ClassVar[str] = "test-cutting"
+
+    def pick(self, tokens: VisualTokens, k: int) -> Picks:
+        rows = super().pick(tokens, k).rows
+        taken = tokens.features.detach().gather(1, rows[..., None].expand(-1, -1, tokens.features.shape[-1]))
+        return Picks(rows=rows, stage=torch.zeros_like(rows), features=taken)
 
 
 def picture(seed: int) -> Image.Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from os.path import commonprefix
 from typing import Any
 
 from torch import Tensor
@@ -57,12 +58,20 @@ def turn_frame(processor: Any) -> tuple[str, str] | None:
     # Templates of processors take content as a list of parts, those of bare tokenizers as a string.
     own = processor if getattr(processor, "chat_template", None) is not None else tokenizer
     content: Any = SENTINEL if own is tokenizer else [{"type": "text", "text": SENTINEL}]
-    rendered = own.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    if rendered.count(SENTINEL) != 1:
+    user, answer = {"role": "user", "content": content}, {"role": "assistant", "content": _like(content, "reply")}
+
+    def split(messages: list[dict[str, Any]]) -> list[str]:
+        return own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split(SENTINEL)
+
+    parts = split([user])
+    if len(parts) != 2:
         return None
-    before, after = rendered.split(SENTINEL)
+    before, after = parts
+    # The first turn may follow a system turn that the template adds; what a later turn shares with it belongs to all.
+    later = split([user, answer, user])
+    if len(later) == 3:
+        shared = commonprefix([before[::-1], later[1][::-1]])[::-1]
+        before = shared if shared.strip() else before
     return before, after
 
 
@@ -89,6 +98,10 @@ def cut_question(text: str, before: str, after: str) -> str | None:
         if found >= 0:
             return text[found + len(tail) :].strip()
     return text.strip() if not tails else None
+
+
+def _like(content: Any, text: str) -> Any:
+    return text if isinstance(content, str) else [{"type": "text", "text": text}]
 
 
 def _loose(text: str) -> str:

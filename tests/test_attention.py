@@ -1,0 +1,201 @@
+"""Saliency from the taps against attention matrices of the eager implementation."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionModel,
+    Qwen2_5_VLConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+import tiny
+from fsr import UnsupportedModelError
+from fsr.adapters import find
+from fsr.signals.attention import (
+    attention_layers,
+    cls_attention,
+    eager_if_compiled,
+    received_attention,
+    record_layers,
+)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randn(3, 3, tiny.IMAGE, tiny.IMAGE, generator=torch.Generator().manual_seed(0))
+
+
+def towers(kind):
+    if kind == "clip":
+        config, cls = tiny.clip_vision_config(), CLIPVisionModel
+    else:
+        sizes = dict(hidden_size=32, intermediate_size=48, image_size=tiny.IMAGE, patch_size=tiny.PATCH)
+        config = SiglipVisionConfig(**sizes, num_hidden_layers=3, num_attention_heads=4)
+        cls = SiglipVisionModel
+    config._attn_implementation = "sdpa"
+    fast = tiny.sharpen(cls(config), 2)
+    slow = copy.deepcopy(fast)
+    slow.set_attn_implementation("eager")
+    return fast, slow
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [0, -2, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cls_row(pixels, layer, dtype):
+    fast, slow = (t.to(dtype) for t in towers("clip"))
+    with record_layers(fast, [layer]) as states:
+        fast(pixels.to(dtype))
+    got = states(layer)
+    ours = cls_attention(got.q, got.k, got.scale)
+    theirs = slow(pixels.to(dtype), output_attentions=True).attentions[layer].float()[:, :, 0, 1:].mean(1)
+    assert ours.shape == (3, tiny.TOKENS) and ours.dtype == torch.float32
+    assert (ours - theirs).abs().max() < (1e-6 if dtype == torch.float32 else 2e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [5, 128])
+def test_received(pixels, block):
+    fast, slow = towers("siglip")
+    with record_layers(fast, [-2]) as states:
+        fast(pixels)
+    got = states(-2)
+    ours = received_attention(got.q, got.k, got.scale, block=block)
+    theirs = slow(pixels, output_attentions=True).attentions[-2].mean(1).mean(1)
+    assert (ours - theirs).abs().max() < 1e-6
+    assert torch.allclose(ours.sum(-1), torch.ones(3))
+
+
+def test_received_in_segments():
+    """Packed pictures: each segment is what it would be alone."""
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 4, 11, 8, generator=g)
+    ours = received_attention(q, k, 0.3, torch.tensor([0, 4, 4, 11]))
+    alone = [received_attention(q[:, :, a:b], k[:, :, a:b], 0.3) for a, b in ((0, 4), (4, 11))]
+    assert torch.allclose(ours, torch.cat(alone, 1), atol=1e-7)
+
+
+def test_shared_key_heads():
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 4, 7, 8, generator=g), torch.randn(1, 2, 7, 8, generator=g)
+    wide = k.repeat_interleave(2, 1)
+    assert torch.equal(cls_attention(q, k, 0.3), cls_attention(q, wide, 0.3))
+    assert torch.equal(received_attention(q, k, 0.3), received_attention(q, wide, 0.3))
+
+
+@torch.no_grad()
+def test_packed_rotary_tower(monkeypatch):
+    """Qwen2.5-VL: one qkv projection, rotary embedding, pictures packed; q and k as attention gets them."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
+
+    config = Qwen2_5_VLConfig(
+        vision_config=dict(
+            depth=3,
+            hidden_size=32,
+            num_heads=4,
+            intermediate_size=48,
+            out_hidden_size=32,
+            patch_size=8,
+            window_size=32,
+            fullatt_block_indexes=[1],
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+        )
+    ).vision_config
+    config._attn_implementation = "sdpa"
+    tower = tiny.sharpen(module.Qwen2_5_VisionTransformerPretrainedModel._from_config(config), 0)
+    grid = torch.tensor([[1, 6, 8], [1, 4, 4]])
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(1))
+    seen = []
+    inner = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def spy(layer, q, k, v, **kwargs):
+        seen.append((layer, q, k))
+        return inner(layer, q, k, v, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", spy)
+    with record_layers(tower, [1]) as states:
+        tower(pixels, grid_thw=grid)
+    got = states(1)
+    layer = attention_layers(tower)[1]
+    assert torch.equal(got.q, torch.cat([q for m, q, _ in seen if m is layer], 2))
+    assert torch.equal(got.k, torch.cat([k for m, _, k in seen if m is layer], 2))
+    assert got.segments.tolist() == [0, 48, 64]
+    ours = received_attention(got.q, got.k, got.scale, got.segments)
+    rows = [(q @ k.mT * got.scale).softmax(-1).mean((0, 1, 2)) for m, q, k in seen if m is layer]
+    assert (ours[0] - torch.cat(rows)).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_adapter_reads_the_layer_of_the_features(single):
+    """The layer whose output the language model reads, whichever the config names; all signals of the vocabulary."""
+    for feature_layer in (-2, -1, 2):
+        fast, slow = (tiny.llava(attention=a, feature_layer=feature_layer) for a in ("sdpa", "eager"))
+        names = {"saliency", "keys", "shallow_saliency", "first_saliency", "last_saliency", "last_keys", "encoder"}
+        unit = find(fast).encode(single, frozenset(names))[0].units[0]
+        out = slow.model.vision_tower(single["pixel_values"], output_attentions=True, output_hidden_states=True)
+        layer = feature_layer if feature_layer < 0 else feature_layer - 1
+
+        def row(i, out=out):
+            return out.attentions[i][0, :, 0, 1:].mean(0)
+
+        assert torch.allclose(unit.saliency, row(layer), atol=1e-6)
+        assert torch.allclose(unit.extra["first_saliency"], row(0), atol=1e-6)
+        assert torch.allclose(unit.encoder, out.hidden_states[feature_layer][0, 1:], atol=1e-5)
+        assert unit.extra["keys"].shape == (tiny.TOKENS, 8) and unit.extra["last_keys"].shape == (tiny.TOKENS, 32)
+        assert set(unit.extra) == names - {"saliency", "encoder"}
+        last = slow.model.vision_tower.encoder.layers[-1]
+        h = last.layer_norm1(out.hidden_states[-2])
+        q, k = last.self_attn.q_proj(h), last.self_attn.k_proj(h)
+        one = (q[0, :1] @ k[0].T / 32**0.5).softmax(-1)[0, 1:]
+        assert torch.allclose(unit.extra["last_saliency"], one, atol=1e-6)
+        assert torch.allclose(unit.extra["last_keys"], k[0, 1:], atol=1e-5)
+
+
+def test_threads_do_not_mix(pixels):
+    tower, _ = towers("clip")
+
+    @torch.no_grad()
+    def one(i):
+        with record_layers(tower, [-2]) as states:
+            tower(pixels[i % 3][None])
+        got = states(-2)
+        return cls_attention(got.q, got.k, got.scale)
+
+    expected = [one(i) for i in range(3)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(r, expected[i % 3]) for i, r in enumerate(pool.map(one, range(48))))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in attention_layers(tower))
+
+
+def test_missing_states_are_an_error(pixels):
+    tower, _ = towers("clip")
+    with record_layers(tower, [-2]) as states:
+        pass
+    with pytest.raises(UnsupportedModelError, match="no queries and keys"):
+        states(-2)
+    with pytest.raises(UnsupportedModelError, match="layer 7"), record_layers(tower, [7]):
+        pass
+    with pytest.raises(UnsupportedModelError, match="0 attention layers"), record_layers(torch.nn.Linear(2, 2), [-2]):
+        pass
+    compiled = torch.compile(tower, backend="eager", fullgraph=False)
+    with torch.no_grad(), eager_if_compiled(compiled), record_layers(compiled, [-2]) as states:
+        compiled(pixels)
+    assert states(-2).q.shape == (3, 4, 1 + tiny.TOKENS, 8)
+
+
+def test_runs_are_stacked(pixels):
+    tower, _ = towers("clip")
+    with torch.no_grad(), record_layers(tower, [-2]) as states:
+        for p in pixels:
+            tower(p[None])
+    with torch.no_grad(), record_layers(tower, [-2]) as whole:
+        tower(pixels)
+    assert torch.allclose(states(-2).q, whole(-2).q, atol=1e-5)
