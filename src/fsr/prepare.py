@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
+from fsr.encoding import EncodedPrompt, run_tower
 from fsr.errors import QuestionError, RelevanceError, UsageError
 from fsr.methods.base import Method
 from fsr.prompt import FILL, Run, gather, inferred_mask, placeholder_units, repacked_positions, shrink
@@ -41,6 +42,7 @@ def prepare(
     positions: Positions = "auto",
     call: Call = "generate",
     use_cache: bool = True,
+    encoded: EncodedPrompt | None = None,
 ) -> Prepared:
     """Prune one batch of prompts without touching the model.
 
@@ -54,14 +56,21 @@ def prepare(
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
+        encoded: these very pictures as `encode` saw them: the vision tower is not run again, and its scorer is used.
 
     Raises:
         UnsupportedModelError, RelevanceError, QuestionError, FeatureError, UsageError: see `fsr.errors`.
     """
     adapter = find(model)
+    if encoded is not None and encoded.scorer is not None and relevance == "auto":
+        relevance = encoded.scorer
     method, scorer = resolve_scorer(adapter, method, relevance)
+    if encoded is not None:
+        encoded.check(method.signals())
+        if scorer is not None and scorer is not encoded.scorer:
+            raise UsageError("these pictures were encoded for another relevance scorer: give that one to encode().")
     work = Work(adapter, method, scorer, processor, positions)
-    return work.run(inputs, question, call=call, use_cache=use_cache)
+    return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,24 @@ class Work:
             raise UsageError(f"positions={self.positions!r} is unknown: use 'auto', 'repack' or 'original'.")
 
     @torch.compiler.disable
-    def run(self, inputs: Mapping[str, Any], question: Any, *, call: Call, use_cache: bool) -> Prepared:
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        question: Any,
+        *,
+        call: Call,
+        use_cache: bool,
+        seen: EncodedPrompt | None = None,
+    ) -> Prepared:
         """See `prepare`."""
         started = perf_counter()
         ids, mask = self._checked(inputs, call)
         notes: list[str] = []
         signals = self.method.signals()
-        encoded = self.adapter.encode(inputs, signals, self.scorer.layer if self.scorer else -2)
+        if seen is None:
+            encoded = run_tower(self.adapter, inputs, signals, self.scorer)
+        else:
+            encoded = [replace(part, timings={}) for part in seen.parts]
         runs = self._runs(ids, encoded)
         questions = None
         text_ms = 0.0
@@ -96,8 +116,11 @@ class Work:
             text_ms = 1e3 * (perf_counter() - before)
 
         before = perf_counter()
-        flat = self.method([unit for e in encoded for unit in e.units])
+        units = [unit for e in encoded for unit in e.units]
+        flat = self.method(units)
         select_ms = 1e3 * (perf_counter() - before)
+        if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
+            notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")
         chosen, at = [], 0
         for e in encoded:
             chosen.append(flat[at : at + len(e.units)])
