@@ -18,9 +18,13 @@ __all__ = ["COMMANDS", "main"]
 
 # name -> one line of help; the module fsr.cli.<name> is imported when the command runs.
 COMMANDS = {
+    "ablate": "what each choice inside Focus-Scan-Refine is worth, on the benchmark",
     "ask": "answer a question about a picture from K visual tokens",
+    "compare": "which method keeps the right answers, on the benchmark",
     "methods": "list the pruning methods",
+    "profile": "where the time goes: measured by stage, or counted from a config",
     "train": "train the embedded model",
+    "view": "show what was kept and why: one HTML file, a PNG, the paper's figures",
 }
 
 

@@ -1,0 +1,84 @@
+"""`fsr view`: what was kept, and why, as one HTML file; the paper's figures; a PNG for papers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fsr.cli.options import build_method, keep_values, method_names
+from fsr.errors import UsageError
+
+# What the paper's figures show where nothing else is asked for.
+FIGURES = {1: ("fsr", "32"), 2: ("visionzip,vispruner,cdpruner,fsr", "24")}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fsr view`."""
+    parser.add_argument("question", nargs="+", help="what you want to know, in quotes (two questions for --figure 1)")
+    parser.add_argument("--image", help="picture file (without it: the bundled scene)")
+    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument("--methods", help="methods to compare, separated by commas (without it: fsr)")
+    parser.add_argument("--keep", help="budgets, separated by commas: tokens (32,16) or shares (0.11)")
+    parser.add_argument("--figure", type=int, choices=(1, 2), help="the paper's Figure 1 or 2 instead of the report")
+    parser.add_argument("--out", metavar="FILE.html", help="where to write the page (default: report.html)")
+    parser.add_argument("--png", metavar="FILE.png", help="write a picture as well")
+    parser.add_argument("--relevance", choices=("auto", "none"), default="auto", help="none: without the text tower")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files and say where they are; nothing is loaded or written before the input was checked."""
+    usual, sizes = FIGURES[args.figure] if args.figure else ("fsr", "32,16")
+    names, budgets = method_names(args.methods or usual), keep_values(args.keep or sizes)
+    if not names or not budgets:
+        raise UsageError("give at least one method and one budget.")
+    if args.figure is None and len(args.question) > 1:
+        raise UsageError("a report is about one question: put it in quotes, or use --figure.")
+    if args.figure == 1 and len(args.question) != 2:
+        raise UsageError("figure 1 compares two questions: give both, each in quotes.")
+    methods = [build_method(name, keep) for keep in budgets for name in names]
+    out, png = _target(args.out or "report.html", (".html", ".htm")), _target(args.png, (".png",))
+    from fsr.images import bundled_scene, open_image
+
+    image = open_image(args.image) if args.image else bundled_scene()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    from fsr.models import load
+    from fsr.view.case import gather
+
+    model, processor = load(args.model, args.device)
+    cases = gather(
+        model, processor, image, args.question, methods, name=args.model, relevance=args.relevance, progress=_progress
+    )
+    if args.figure:
+        from fsr.view.figures import figure_page, figure_png
+
+        page, drawn = figure_page(args.figure, cases), (lambda: figure_png(args.figure, cases))
+    else:
+        from fsr.view.paper import report_png
+        from fsr.view.report import render
+
+        page, drawn = render(cases[0]), (lambda: report_png(cases[0]))
+    if out:
+        out.write_text(page, encoding="utf-8")
+        print(f"wrote {out} ({len(page) / 1e6:.1f} MB)")
+    if png:
+        drawn().save(png)
+        print(f"wrote {png}")
+    return 0
+
+
+def _target(name: str | None, kinds: tuple[str, ...]) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.suffix.lower() not in kinds or not path.parent.is_dir() or path.is_dir():
+        raise UsageError(f"cannot write {name!r}: give a {kinds[0]} file in a folder that exists.")
+    return path
+
+
+def _progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"  {line}", file=sys.stderr)

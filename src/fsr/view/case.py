@@ -1,0 +1,140 @@
+"""What a report shows: a question about a picture, answered with all tokens and with what each method keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fsr.errors import UsageError
+from fsr.methods.base import Method
+from fsr.once import OnePicture
+from fsr.tokens import Selection
+
+__all__ = ["Case", "Shown", "as_seen", "gather", "nearest_kept"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). nearest, likeness: for each of N tokens the
+    kept token that is most like it and their cosine (None where only a selection is known)."""
+
+    name: str
+    text: str
+    selection: Selection
+    stages_ms: Mapping[str, float]
+    rho: float | None = None
+    mass: str = "all"
+    nearest: tuple[int, ...] | None = None
+    likeness: tuple[float, ...] | None = None
+
+    @property
+    def keep(self) -> int:
+        """K."""
+        return self.selection.kept
+
+
+@dataclass(frozen=True)
+class Case:
+    """image: what the model saw, or the frames of a clip. shown: methods in the order asked for, budgets falling."""
+
+    question: str
+    model: str
+    image: Image.Image | Sequence[Image.Image]
+    unpruned: Shown
+    shown: tuple[Shown, ...]
+    notes: tuple[str, ...] = ()
+
+    def score(self, name: str) -> Tensor | None:
+        """Saliency or relevance of all N tokens, from whichever method read it."""
+        found = [getattr(s.selection, name) for s in self.shown if getattr(s.selection, name) is not None]
+        return found[0] if found else None
+
+
+def gather(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    questions: Sequence[str],
+    methods: Sequence[Method],
+    *,
+    name: str = "",
+    relevance: Any = "auto",
+    max_new_tokens: int = 32,
+    progress: Callable[[str], None] | None = None,
+) -> list[Case]:
+    """Ask every question with all tokens and with every method; the picture is encoded once.
+
+    Args:
+        methods: built with their budgets. name: of the model, for headings. relevance: as for `prune`.
+        progress: called with a line of text before each answer.
+
+    Raises:
+        UsageError: no question, no method, or one that does not prune before the language model.
+    """
+    if not questions or not methods:
+        raise UsageError("give at least one question and one method.")
+    picture = OnePicture(model, processor, image, methods, relevance=relevance)
+    tell = progress or (lambda _: None)
+    tell("warming up")
+    picture.ask(questions[0], methods[0], max_new_tokens=2)
+    picture.seen = None  # so that the vision tower is timed warm as well
+    cases = []
+    for question in questions:
+        tell(f"{question} — all tokens")
+        whole = picture.ask(question, max_new_tokens=max_new_tokens)
+        unpruned = Shown("all tokens", whole.text, whole.selection, whole.stages_ms)
+        shown = []
+        for method in methods:
+            tell(f"{question} — {method.name}, keep {method.keep}")
+            asked = picture.ask(question, method, max_new_tokens=max_new_tokens)
+            selection = asked.selection
+            nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
+            one = Shown(
+                method.name,
+                asked.text,
+                replace(selection, notes=(*selection.notes, *asked.report.notes)),
+                asked.stages_ms,
+                rho=getattr(method, "rho", None),
+                mass=getattr(method, "focus_mass", "all"),
+                nearest=tuple(nearest.tolist()),
+                likeness=tuple(likeness.tolist()),
+            )
+            shown.append(one)
+        notes = tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
+        cases.append(Case(question, name, as_seen(processor, image), unpruned, tuple(shown), notes))
+    return cases
+
+
+def nearest_kept(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of N tokens ([N, D]) the kept row most like it (long [N]; itself where it is kept) and their cosine."""
+    unit = normalize(features.float(), dim=-1)
+    kept = rows.to(unit.device)
+    likeness, at = (unit @ unit[kept].T).max(dim=-1)
+    nearest = kept[at]
+    nearest[kept] = kept
+    likeness = likeness.clamp(-1.0, 1.0)
+    likeness[kept] = 1.0
+    return nearest.cpu(), torch.nan_to_num(likeness).cpu()
+
+
+def as_seen(processor: Any, image: Image.Image) -> Image.Image:
+    """The part of the picture that reaches the model: some processors (CLIP's) cut out the middle."""
+    inner = getattr(processor, "image_processor", None)
+    crop = getattr(inner, "crop_size", None)
+    if not getattr(inner, "do_center_crop", False) or crop is None or getattr(inner, "image_grid_pinpoints", None):
+        return image
+    want_w, want_h = (crop[k] if isinstance(crop, Mapping) else getattr(crop, k) for k in ("width", "height"))
+    edge = getattr(inner, "size", None) or {}
+    shortest = edge.get("shortest_edge") if hasattr(edge, "get") else getattr(edge, "shortest_edge", None)
+    if not shortest or not getattr(inner, "do_resize", True):
+        return image
+    scale = shortest / min(image.size)
+    w, h = min(want_w / scale, image.width), min(want_h / scale, image.height)
+    left, top = (image.width - w) / 2, (image.height - h) / 2
+    return image.crop((round(left), round(top), round(left + w), round(top + h)))
