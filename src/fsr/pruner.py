@@ -27,7 +27,10 @@ from fsr.generation import (
     shorter_limits,
     with_prompt,
 )
+from fsr.inside import Inside
 from fsr.methods.base import Method
+from fsr.methods.inside.base import InsideMethod
+from fsr.methods.inside.chain import Chain, Whole, split
 from fsr.prepare import Positions, Prepared, Report, Work
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer
 
@@ -39,7 +42,7 @@ SEAT = "_fsr_pruner"
 
 def prune(
     model: Any,
-    method: Method,
+    method: Method | InsideMethod | Chain,
     *,
     processor: Any = None,
     relevance: str | RelevanceScorer = "auto",
@@ -49,12 +52,14 @@ def prune(
 
     Nothing changes until the `with` block is entered (or `apply` is called); leaving it (or `remove`) restores the
     model exactly. Inside, `generate` and `forward` take one more argument, `question` (a string, or one per row), for
-    methods that read relevance.
+    methods that read relevance. Returned sequences start with the user's own prompt; logits processors, streamers and
+    attention outputs see the shortened one.
 
     Args:
         model: a vision-language model of Transformers, 5.18 or later. Wrappers (torch.compile, PEFT) are looked
             through.
-        method: what to keep, for example `FSR(keep=64)`.
+        method: what to keep, for example `FSR(keep=64)`, `FastV(layer=2, keep=64)` (inside the language model), or
+            both: `FSR(keep=128) | FastV(layer=16, keep=32)`.
         processor: needed only to read the question out of the prompt.
         relevance: "auto" finds the text tower that was trained with the vision tower, "none" works without, or a
             scorer.
@@ -63,7 +68,13 @@ def prune(
     Raises:
         UnsupportedModelError: no adapter for the model, or a Transformers release without `mm_encoder_outputs`.
         RelevanceError: the method reads relevance and no text tower pairs with this model.
+        UsageError: no method, or layers that this language model does not have.
     """
+    outside, inside = split(method)
+    if inside and hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "a compiled model skips the hooks that prune inside it: give the model itself, or prune before it."
+        )
     model = _unwrapped(model)
     if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
         raise UnsupportedModelError(
@@ -71,23 +82,28 @@ def prune(
             "or take a model that has it there."
         )
     adapter = find(model)
-    method, scorer = resolve_scorer(adapter, method, relevance)
-    return Pruner(model, Work(adapter, method, scorer, processor, positions))
+    before, scorer = resolve_scorer(adapter, outside or Whole(), relevance)
+    work = Work(adapter, before, scorer, processor, positions)
+    return Pruner(model, work, Inside(model, list(adapter.placeholder_ids().values()), inside) if inside else None)
 
 
 class Pruner:
     """A method bound to a model; see `prune`. `last` is the report of the latest finished call, of whichever thread."""
 
-    def __init__(self, model: Any, work: Work) -> None:
-        self.model, self.work = model, work
+    def __init__(self, model: Any, work: Work, inside: Inside | None = None) -> None:
+        self.model, self.work, self.inside = model, work, inside
         self.last: Report | None = None
         self._handles: list[Any] = []
         self._earlier: Callable[..., Any] | None = None
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Method | InsideMethod | Chain:
         """The method as it runs (with relevance switched off where that was asked for)."""
-        return self.work.method
+        if self.inside is None:
+            return self.work.method
+        outside = None if isinstance(self.work.method, Whole) else self.work.method
+        methods = self.inside.methods
+        return methods[0] if outside is None and len(methods) == 1 else Chain(outside, methods)
 
     @property
     def adapter(self) -> Adapter:
@@ -118,6 +134,8 @@ class Pruner:
             self.model.register_forward_pre_hook(_before_forward, with_kwargs=True),
             self.model.register_forward_hook(_after_forward, with_kwargs=True),
         ]
+        if self.inside is not None:
+            self.inside.attach()
         return self
 
     def remove(self) -> None:
@@ -133,6 +151,8 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self.inside is not None:
+            self.inside.detach()
         del here[SEAT]
         if not ours:
             raise UsageError(
@@ -152,6 +172,7 @@ class Pruner:
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
         twin.work = Work(copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions)
+        twin.inside = copy.deepcopy(self.inside, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)
         twin._earlier = copy.deepcopy(self._earlier, memo)
@@ -174,13 +195,22 @@ class Pruner:
             return generate(**kwargs)
         setting = settings(self.model, kwargs)
         refuse_chunks(self.adapter, setting)
+        if self.inside is not None:
+            self.inside.refuse(setting)
         with torch.no_grad():
             prepared = self.work.run(kwargs, question, call="generate", use_cache=setting("use_cache") is not False)
         self._remember_positions(prepared)
         report = prepared.report
         arguments = shorter_limits(prepared.inputs, setting, report.length_before - report.length_after)
-        output = generate(**arguments)
-        self.last = report
+        if self.inside is None:
+            output = generate(**arguments)
+            self.last = report
+        else:
+            call = self.inside.begin(report, self._publish)
+            try:
+                output = generate(**arguments)
+            finally:
+                self.inside.end(call)
         return with_prompt(output, kwargs["input_ids"], report.length_after)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -193,8 +223,13 @@ class Pruner:
         refuse_foreign_cache(self.adapter, kwargs)
         prepared = self.work.run(kwargs, question, call="forward", use_cache=True)
         self._remember_positions(prepared)
-        self.last = prepared.report
+        self._publish(prepared.report)
+        if self.inside is not None:
+            self.inside.begin(prepared.report, self._publish, single=True)
         return (), prepared.inputs
+
+    def _publish(self, report: Report) -> None:
+        self.last = report
 
     def _remember_positions(self, prepared: Prepared) -> None:
         """Multi-dimensional RoPE: later steps count from the largest position, which the model keeps as

@@ -11,7 +11,42 @@ from torch import Tensor
 from fsr.adapters.containers import fresh
 from fsr.tokens import Selection
 
-__all__ = ["Prepared", "Report"]
+__all__ = ["Drop", "InsideReport", "Prepared", "Report"]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One drop inside the language model: in front of decoder layer `layer` (0-based), by `method`.
+
+    rows: per picture long [K], the tokens that stay, as rising numbers into those that entered the language model.
+    """
+
+    method: str
+    layer: int
+    rows: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class InsideReport:
+    """What happened to the pictures inside the language model.
+
+    entered: tokens per picture that entered it; depth: its decoder layers; drops: first layer first (none if the budget
+        held all).
+    columns: long [B, S], the columns of the prompt that the last layer still held (-1: filler), which is what the rows
+        of a direct forward's logits mean; None if nothing was dropped.
+    """
+
+    entered: tuple[int, ...]
+    depth: int
+    drops: tuple[Drop, ...]
+    columns: Tensor | None
+
+    @property
+    def layer_average(self) -> float:
+        """Visual tokens of all pictures, averaged over the decoder layers."""
+        edges = [0, *(d.layer for d in self.drops), self.depth]
+        counts = [sum(self.entered), *(sum(len(r) for r in d.rows) for d in self.drops)]
+        return sum(c * (hi - lo) for c, lo, hi in zip(counts, edges, edges[1:])) / self.depth
 
 
 @dataclass(frozen=True)
@@ -23,6 +58,7 @@ class Report:
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
+    inside: what methods inside the language model dropped after that, None where there is none.
     """
 
     selections: tuple[Selection, ...]
@@ -34,6 +70,7 @@ class Report:
     positions: str
     questions: tuple[str | None, ...] | None
     notes: tuple[str, ...] = ()
+    inside: InsideReport | None = None
 
     @property
     def tokens_before(self) -> int:

@@ -26,8 +26,10 @@ __all__ = [
     "attention_layers",
     "cls_attention",
     "eager_if_compiled",
+    "projections",
     "received_attention",
     "record_layers",
+    "share_heads",
 ]
 
 _recording: ContextVar[Any] = ContextVar("fsr_recording", default=None)
@@ -74,7 +76,7 @@ def cls_attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
     q, k: [B, H, 1 + N, d]. Returns float32 [B, N], not renormalised after the [CLS] column is cut. O(N d).
     """
-    k = _share_heads(q, k)
+    k = share_heads(q, k)
     logits = torch.matmul(q[:, :, :1].float() * scale, k.float().transpose(-1, -2))
     return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
 
@@ -85,7 +87,7 @@ def received_attention(q: Tensor, k: Tensor, scale: float, segments: Tensor | No
     q, k: [B, H, T, d]; with `segments` (cumulative lengths) tokens attend only inside their own segment.
     Returns float32 [B, T]; every segment sums to 1. Blocks of queries keep memory at O(B H block T).
     """
-    k = _share_heads(q, k)
+    k = share_heads(q, k)
     bounds = [0, q.shape[2]] if segments is None else [int(s) for s in segments.tolist()]
     out = torch.zeros(q.shape[0], q.shape[2], dtype=torch.float32, device=q.device)
     for lo, hi in pairwise(bounds):
@@ -137,7 +139,7 @@ def record_layers(tower: nn.Module, layers: Sequence[int]) -> Iterator[Callable[
     handles = []
     with _hook_lock:
         for layer, module in chosen.items():
-            for part, projection in _projections(module).items():
+            for part, projection in projections(module).items():
                 handles.append(projection.register_forward_hook(keep((layer, part))))
             handles.append(module.register_forward_pre_hook(call(layer), with_kwargs=True))
     token = _recording.set(store)
@@ -162,7 +164,8 @@ def eager_if_compiled(tower: nn.Module) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _projections(attention: Any) -> dict[str, nn.Module]:
+def projections(attention: Any) -> dict[str, nn.Module]:
+    """The modules whose outputs are q and k (after their norms, where there are any), or both with v as "qkv"."""
     if hasattr(attention, "qkv"):
         return {"qkv": attention.qkv}
     if isinstance(getattr(attention, "q_norm", None), nn.Module) and isinstance(attention.k_norm, nn.Module):
@@ -172,7 +175,7 @@ def _projections(attention: Any) -> dict[str, nn.Module]:
 
 def _states(attention: nn.Module, layer: int, store: dict[tuple[int, str], list[Any]]) -> LayerStates:
     calls = store.get((layer, "call"), [])
-    complete = calls and all(len(store.get((layer, p), [])) == len(calls) for p in _projections(attention))
+    complete = calls and all(len(store.get((layer, p), [])) == len(calls) for p in projections(attention))
     if not complete:
         raise UnsupportedModelError(
             f"no queries and keys arrived from vision layer {layer} ({type(attention).__name__}): the tower did not "
@@ -187,7 +190,7 @@ def _states(attention: nn.Module, layer: int, store: dict[tuple[int, str], list[
 def _one_run(attention: nn.Module, layer: int, store: dict[tuple[int, str], list[Any]], i: int) -> LayerStates:
     call = store[layer, "call"][i]
     heads = getattr(attention, "num_heads", None) or getattr(attention, "num_attention_heads", None)
-    if "qkv" in _projections(attention):
+    if "qkv" in projections(attention):
         qkv = store[layer, "qkv"][i]
         q, k, _ = qkv.reshape(*qkv.shape[:-1], 3, heads, -1).unbind(-3)
     else:
@@ -209,5 +212,6 @@ def _one_run(attention: nn.Module, layer: int, store: dict[tuple[int, str], list
     return LayerStates(q.transpose(1, 2), k.transpose(1, 2), float(scale), call.get("cu_seqlens"))
 
 
-def _share_heads(q: Tensor, k: Tensor) -> Tensor:
+def share_heads(q: Tensor, k: Tensor) -> Tensor:
+    """Keys [B, H_k, T, d] repeated for the query heads that share them, [B, H, T, d]."""
     return k if k.shape[1] == q.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.adapters.base import Adapter
-from fsr.errors import RelevanceError
+from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
 
@@ -61,7 +61,12 @@ def resolve_scorer(
 
     Raises:
         RelevanceError: no paired text tower, the wrong one, or a method that cannot do without.
+        UsageError: no method that prunes before the language model.
     """
+    if not isinstance(method, Method):
+        raise UsageError(
+            f"{getattr(method, 'name', method)} does not (only) prune before the language model: use prune(model, ...)."
+        )
     if "relevance" not in method.signals():
         return method, None
     if isinstance(relevance, RelevanceScorer):

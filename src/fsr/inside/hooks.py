@@ -1,0 +1,208 @@
+"""The hooks on one model instance: they find the prompt, feed the methods, and cut what every later layer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fsr.errors import UnsupportedModelError, UsageError
+from fsr.inside.call import Call
+from fsr.inside.columns import Columns, check_cache, columns_of, forget, remember
+from fsr.inside.views import Scene
+from fsr.methods.inside.base import InsideMethod
+from fsr.report import Report
+from fsr.signals.attention import projections
+
+__all__ = ["Inside"]
+
+_call: ContextVar[Call | None] = ContextVar("fsr_inside_call", default=None)
+
+
+class Inside:
+    """Methods bound to the decoder layers of one model.
+
+    Raises:
+        UnsupportedModelError: no decoder layers found, or a model that cannot lose columns at these layers.
+        UsageError: layers that this model does not have, or methods whose layers do not follow one another.
+    """
+
+    def __init__(self, model: Any, placeholders: Sequence[int], methods: Sequence[InsideMethod]) -> None:
+        self.model, self.placeholders, self.methods = model, sorted(placeholders), tuple(methods)
+        self.decoder: Any = model.get_decoder()
+        self.layers: Any = getattr(self.decoder, "layers", None)
+        if not isinstance(self.layers, nn.ModuleList) or not all(hasattr(m, "self_attn") for m in self.layers):
+            raise UnsupportedModelError(
+                f"{type(self.decoder).__name__} has no plain list of decoder layers: prune before the language model."
+            )
+        self.depth = len(self.layers)
+        self.steps: dict[int, tuple[InsideMethod, int]] = {}
+        for method in self.methods:
+            for i, layer in enumerate(method.layers(self.depth)):
+                if self.steps and layer <= max(self.steps):
+                    raise UsageError(
+                        f"{method.name} would drop in front of layer {layer}, and the method before it in the chain is "
+                        f"not done before layer {max(self.steps)}: give it later layers."
+                    )
+                self.steps[layer] = (method, i)
+        self.first = min(self.steps)
+        self._check_model()
+        self._handles: list[Any] = []
+
+    def _check_model(self) -> None:
+        deep = len(getattr(getattr(self.model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+        if self.first < deep:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} adds visual features by column behind its first {deep} decoder layers: "
+                f"drop in front of layer {deep} or later."
+            )
+        if any(getattr(m, "_compiled_call_impl", None) is not None for m in self.decoder.modules()):
+            raise UnsupportedModelError(
+                "the language model is compiled, which skips hooks: prune inside it uncompiled, or prune before it."
+            )
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        on = self._handles.append
+        on(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        on(self.model.register_forward_hook(self._after_model, always_call=True))
+        needs = {layer: method.signals() for layer, (method, _) in self.steps.items()}
+        if any("embeddings" in signals for signals in needs.values()):
+            on(self.layers[0].register_forward_pre_hook(self._embeddings, with_kwargs=True))
+        for layer, signals in needs.items():
+            if signals & {"attention", "keys"}:
+                attention = self.layers[layer - 1].self_attn
+                on(attention.register_forward_pre_hook(partial(self._arguments, layer - 1), with_kwargs=True))
+                for part, module in projections(attention).items():
+                    on(module.register_forward_hook(partial(self._projected, layer - 1, part)))
+        for index in range(self.first, self.depth):
+            on(self.layers[index].register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Take them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def refuse(self, setting: Callable[[str], Any]) -> None:
+        """Raise `UsageError` for settings of `generate` that cannot work with drops between layers."""
+        if setting("prefill_chunk_size") is not None:
+            raise UsageError(
+                "prefill_chunk_size runs the prompt in pieces, and a drop needs all of it: leave it out, or prune "
+                "before the language model."
+            )
+
+    # --------------------------------------------------------------------------------------------------------- one call
+
+    def begin(self, report: Report, publish: Callable[[Report], None], single: bool = False) -> Call:
+        """Open a call in this context. `publish` gets the finished report; `single` ends it behind the next forward."""
+        call = Call(self, report, publish, single)
+        call.token = _call.set(call)
+        return call
+
+    def end(self, call: Call) -> None:
+        """Close it, and publish the report if the prompt was run."""
+        if call.token is not None:
+            _call.reset(call.token)
+            call.token = None
+        if call.columns is not None or not call.report.selections:
+            call.publish(call.finished(self.depth))
+
+    def _active(self) -> Call | None:
+        call = _call.get()
+        return call if call is not None and call.owner is self else None
+
+    def _before_model(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        call = self._active()
+        if call is None:
+            return
+        cache = kwargs.get("past_key_values")
+        call.fresh = cache is None or int(cache.get_seq_length()) == 0
+        if not call.fresh:
+            return
+        if cache is not None:
+            forget(cache)
+            check_cache(cache, self.first)
+        if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
+            raise UsageError(
+                "labels and a tensor of logits_to_keep count the columns of the whole prompt, and the last layers hold "
+                "fewer: read the logits themselves (pruned.last.inside.columns says whose they are)."
+            )
+        if call.columns is None:
+            call.open(kwargs.get("input_ids"), kwargs.get("attention_mask"), self.placeholders)
+
+    def _after_model(self, model: nn.Module, args: Any, output: Any) -> None:
+        call = self._active()
+        if call is None:
+            return
+        call.choosing = False
+        call.taps.clear()
+        if call.columns is not None:
+            call.columns.settle()
+        if call.single:
+            self.end(call)
+
+    # --------------------------------------------------------------------------------------------------------- the taps
+
+    def _tap(self, layer: int, name: str, value: Any) -> None:
+        call = self._active()
+        if call is not None and call.choosing:
+            call.taps[layer, name] = value
+
+    def _embeddings(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        self._tap(0, "embeddings", (args[0] if args else kwargs["hidden_states"]).detach())
+
+    def _arguments(self, index: int, attention: nn.Module, args: Any, kwargs: Any) -> None:
+        self._tap(index, "arguments", kwargs)
+
+    def _projected(self, index: int, part: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._tap(index, part, output.detach())
+
+    # ------------------------------------------------------------------------------------------------------- the layers
+
+    def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        call, cache = self._active(), kwargs.get("past_key_values")
+        fresh = call is not None and call.fresh
+        columns = call.columns if call is not None else None
+        if not fresh and cache is not None:
+            columns = columns_of(cache) if cache.get_seq_length(index) else None
+        if columns is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if call is not None and call.choosing and index in self.steps:
+            self._drop(call, columns, index, hidden, kwargs)
+        drop = columns.at(index)
+        if drop is None:
+            return None
+        if hidden.shape[0] != drop.source.shape[0]:
+            raise UsageError(
+                f"the KV cache was filled by {drop.source.shape[0]} prompts and this step has {hidden.shape[0]} rows: "
+                "no row may come or go between steps once columns were dropped inside the language model."
+            )
+        if fresh and drop.layer == index:
+            hidden = drop.take(hidden)
+        held = hidden.shape[1] + (0 if fresh or cache is None else int(cache.get_seq_length(index)))
+        cut = columns.arguments(kwargs, drop, held - drop.source.shape[1], hidden.shape[1], self._flash)
+        return ((hidden, *args[1:]), cut) if args else ((), {**cut, "hidden_states": hidden})
+
+    def _drop(self, call: Call, columns: Columns, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Run the method of this layer; nothing is recorded if every picture fits its budget."""
+        method, step = self.steps[index]
+        budgets = call.budgets(method, step, self.depth)
+        if call.valid is None or all(k == len(p.columns) for k, p in zip(budgets, call.pictures)):
+            return
+        cache, earlier = kwargs.get("past_key_values"), columns.at(index)
+        if cache is not None:
+            check_cache(cache, self.first)
+            remember(cache, columns)
+        if earlier is not None:
+            kwargs = columns.arguments(kwargs, earlier, 0, hidden.shape[1], self._flash)
+        scene = Scene(self.decoder, index, hidden.detach(), kwargs, call.taps, call.valid, earlier)
+        call.drop(method, budgets, index, scene)
+
+    @property
+    def _flash(self) -> bool:
+        return "flash" in str(self.decoder.config._attn_implementation)
