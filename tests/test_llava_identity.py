@@ -16,9 +16,10 @@ MODES = {
     "two-each": dict(do_sample=True, num_return_sequences=2),
     "static": dict(do_sample=False, cache_implementation="static"),
     "no-cache": dict(do_sample=False, use_cache=False),
-    "chunks": dict(do_sample=False, prefill_chunk_size=7),
     "lookup": dict(do_sample=False, prompt_lookup_num_tokens=2),
 }
+if tiny.CHUNKS_SLICE_PICTURES:
+    MODES["chunks"] = dict(do_sample=False, prefill_chunk_size=7)
 WHOLE = FSR(keep=tiny.TOKENS, relevance="none")
 
 

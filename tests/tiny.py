@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers.generation.utils as generation_utils
 from PIL import Image
 
 from fsr.methods.base import Method, Picks, Signal
@@ -15,6 +16,8 @@ from fsr.tokens import VisualTokens
 
 IMAGE, PATCH = 48, 8  # 6 x 6 = 36 patches
 TOKENS = (IMAGE // PATCH) ** 2
+# Before 5.23 Transformers lost pre-encoded pictures under `prefill_chunk_size`.
+CHUNKS_SLICE_PICTURES = hasattr(generation_utils, "_slice_mm_encoder_output")
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 WORDS = (
     "USER: ASSISTANT: SYSTEM: what where is the colour of dog cat car red blue green left right how many are there ? . "

@@ -7,6 +7,7 @@ the vision half that tell whether it is the same tower.
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
 from enum import Enum
 from pathlib import Path
@@ -83,8 +84,8 @@ class ClipTwin:
 
         config = CLIPVisionConfig.from_pretrained(repository)
         config.num_hidden_layers = 0
-        vision = CLIPVisionModelWithProjection.from_pretrained(repository, config=config)
-        text = CLIPTextModelWithProjection.from_pretrained(repository)
+        vision = _part_of(repository, CLIPVisionModelWithProjection, config=config)
+        text = _part_of(repository, CLIPTextModelWithProjection)
         tokenizer = AutoTokenizer.from_pretrained(repository)
         return cls(text, tokenizer, _head(vision), eps=config.layer_norm_eps, sign=sign, layer=layer, source=repository)
 
@@ -203,6 +204,25 @@ def load_twin(folder: str | Path) -> ClipTwin:
         layer=int(settings["layer"]),
         source=str(place),
     )
+
+
+def _part_of(repository: str, cls: Any, **options: Any) -> Any:
+    """One half of a checkpoint. Transformers lists every tensor of the other half in a warning; what counts is that
+    none of this half is missing."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(quiet)
+    try:
+        model, info = cls.from_pretrained(repository, output_loading_info=True, **options)
+    finally:
+        log.removeFilter(quiet)
+    lacking = sorted(str(k) for k in [*info["missing_keys"], *info["mismatched_keys"]])
+    if lacking:
+        raise RelevanceError(f"{repository} is no CLIP checkpoint that fits: it lacks {', '.join(lacking[:3])}, ...")
+    return model
 
 
 def _head(vision: Any) -> dict[str, Tensor]:
