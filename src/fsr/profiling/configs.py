@@ -85,9 +85,13 @@ def _so400m(image: int, layers: int = 27, **more: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------
 # decoders
 
-VICUNA_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
-VICUNA_13B = dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
-QWEN2_7B = dict(
+VICUNA_7B: dict[str, Any] = dict(
+    hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+)
+VICUNA_13B: dict[str, Any] = dict(
+    hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
+)
+QWEN2_7B: dict[str, Any] = dict(
     hidden_size=3584,
     intermediate_size=18944,
     num_hidden_layers=28,
@@ -97,16 +101,16 @@ QWEN2_7B = dict(
 )
 
 
-def _vicuna(sizes: dict[str, int]) -> Any:
+def _vicuna(sizes: dict[str, Any]) -> Any:
     from transformers import LlamaConfig
 
-    return LlamaConfig(**sizes, vocab_size=32064, max_position_embeddings=4096)  # type: ignore[arg-type]
+    return LlamaConfig(**sizes, vocab_size=32064, max_position_embeddings=4096)
 
 
 def _qwen2(vocabulary: int) -> Any:
     from transformers import Qwen2Config
 
-    return Qwen2Config(**QWEN2_7B, vocab_size=vocabulary)  # type: ignore[arg-type]
+    return Qwen2Config(**QWEN2_7B, vocab_size=vocabulary)
 
 
 def _mrope(*sections: int, theta: float = 1e6) -> dict[str, Any]:
@@ -117,13 +121,13 @@ def _mrope(*sections: int, theta: float = 1e6) -> dict[str, Any]:
 # families
 
 
-def _llava(sizes: dict[str, int]) -> Any:
+def _llava(sizes: dict[str, Any]) -> Any:
     from transformers import LlavaConfig
 
     return LlavaConfig(vision_config=_clip_large(), text_config=_vicuna(sizes), image_token_index=32000)
 
 
-def _next(sizes: dict[str, int]) -> Any:
+def _next(sizes: dict[str, Any]) -> Any:
     from transformers import LlavaNextConfig
 
     pins = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -156,11 +160,11 @@ def _qwen2_vl() -> Any:
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
     vision = Qwen2VLVisionConfig(depth=32, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4)
-    text = Qwen2VLTextConfig(**QWEN2_7B, vocab_size=152064, rope_parameters=_mrope(16, 24, 24))  # type: ignore[arg-type]
+    text = Qwen2VLTextConfig(**QWEN2_7B, vocab_size=152064, rope_parameters=_mrope(16, 24, 24))
     return Qwen2VLConfig(vision_config=vision, text_config=text)
 
 
-def _qwen2_5_vl(sizes: dict[str, int], vocabulary: int, tied: bool = False) -> Any:
+def _qwen2_5_vl(sizes: dict[str, Any], vocabulary: int, tied: bool = False) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
@@ -173,7 +177,7 @@ def _qwen2_5_vl(sizes: dict[str, int], vocabulary: int, tied: bool = False) -> A
         window_size=112,
         fullatt_block_indexes=[7, 15, 23, 31],
     )
-    text = Qwen2_5_VLTextConfig(**sizes, vocab_size=vocabulary, rope_parameters=_mrope(16, 24, 24))  # type: ignore[arg-type]
+    text = Qwen2_5_VLTextConfig(**sizes, vocab_size=vocabulary, rope_parameters=_mrope(16, 24, 24))
     return Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=tied)
 
 
@@ -267,7 +271,7 @@ def _smolvlm() -> Any:
     return SmolVLMConfig(vision_config=vision, text_config=text, image_token_id=49190, scale_factor=3)
 
 
-_QWEN2_5_3B = dict(
+_QWEN2_5_3B: dict[str, Any] = dict(
     hidden_size=2048,
     intermediate_size=11008,
     num_hidden_layers=36,

@@ -1,0 +1,142 @@
+"""`fsr profile`: where the time goes, measured by stage; or operations and cache counted without weights
+(`--preset`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fsr.cli.options import keep_values, method_names
+from fsr.errors import UsageError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fsr profile`."""
+    parser.add_argument("--model", help="measure `mini`, a folder with a saved model, or a hub id (default: mini)")
+    parser.add_argument("--config", help="a true-size model with random weights (llava-1.5-7b, qwen2.5-vl-7b, ...)")
+    parser.add_argument(
+        "--preset", help="count instead of measuring, by a convention: full, paper-table7, paper-fastv, paper-sparsevlm"
+    )
+    parser.add_argument("--methods", default="fsr", help="methods separated by commas")
+    parser.add_argument("--keep", default="64", help="budgets separated by commas: tokens (64) or shares (0.11)")
+    parser.add_argument("--batch", help="batch sizes separated by commas (default: 1,8 on CUDA, 1 on the CPU)")
+    parser.add_argument("--image-size", default="672x672", help="height x width, for models that adapt to it")
+    parser.add_argument("--text-tokens", type=int, default=80, help="text tokens of the synthetic prompt")
+    parser.add_argument("--new-tokens", type=int, default=8, help="tokens to generate")
+    parser.add_argument("--warmup", type=int, help="warm-up rounds (default: 10 on CUDA, 1 on the CPU)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: 50 on CUDA, 3 on the CPU)")
+    parser.add_argument("--limit", type=float, default=420, help="seconds after which no new round starts")
+    parser.add_argument("--layers", type=int, help="build only that many language layers of --config")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16; float32 for mini")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--plot", metavar="FILE", help="draw the stages as bars (.png, .svg, .pdf)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the input, count or measure, print."""
+    if args.model and args.config:
+        raise UsageError("give --model (a checkpoint) or --config (random weights), not both.")
+    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
+        raise UsageError(f"cannot write {args.plot!r}: the folder does not exist.")
+    methods = _methods(args)
+    result = _count(args, methods) if args.preset else _measure(args, methods)
+    if args.plot:
+        from fsr.profiling.plot import plot
+
+        plot(result, Path(args.plot).expanduser())
+    if args.json:
+        print(json.dumps(result))
+    else:
+        from fsr.profiling.tables import text
+
+        print(text(result))
+    return 0
+
+
+def _methods(args: argparse.Namespace) -> list[Any]:
+    from fsr.methods import get
+
+    keeps = keep_values(args.keep)
+    return [get(name, keep=keep) for name in method_names(args.methods) for keep in keeps]
+
+
+def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
+    from fsr.profiling.configs import named
+    from fsr.profiling.conventions import preset
+    from fsr.profiling.counted import counted, paper_table
+    from fsr.profiling.visual import visual
+
+    convention = preset(args.preset)
+    if args.plot:
+        raise UsageError("--plot draws measured times: leave --preset out.")
+    if args.model:
+        from transformers import AutoConfig
+
+        name, config = args.model, _mini_config() if args.model == "mini" else AutoConfig.from_pretrained(args.model)
+    elif convention.name == "paper-table7" and not args.config:
+        return paper_table()
+    else:
+        name = args.config or "llava-1.5-7b"
+        config = named(name)
+    picture = visual(config, _size(args.image_size))
+    return counted(name, config, picture, methods, convention, args.text_tokens)
+
+
+def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
+    import torch
+    from transformers.utils import logging
+
+    from fsr.models import pick_device
+    from fsr.profiling.measure import Plan, measure
+    from fsr.profiling.report import report
+    from fsr.profiling.subject import from_checkpoint, from_config
+
+    logging.set_verbosity_error()
+    device = pick_device(args.device)
+    cuda = device.type == "cuda"
+    plan = Plan(
+        methods=tuple(methods),
+        batches=_batches(args.batch or ("1,8" if cuda else "1")),
+        new_tokens=args.new_tokens,
+        warmup=(10 if cuda else 1) if args.warmup is None else args.warmup,
+        rounds=(50 if cuda else 3) if args.rounds is None else args.rounds,
+        limit_s=args.limit,
+    )
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    if args.config:
+        subject = from_config(
+            args.config,
+            device=device,
+            dtype=dtype or torch.bfloat16,
+            layers=args.layers,
+            text=args.text_tokens,
+            size=_size(args.image_size),
+        )
+    elif args.layers is not None:
+        raise UsageError("--layers builds part of a --config; a checkpoint is measured whole.")
+    else:
+        subject = from_checkpoint(args.model or "mini", device=str(device), dtype=dtype)
+    return report(subject, plan, measure(subject, plan))
+
+
+def _mini_config() -> Any:
+    from fsr.minivlm.build import build_llava
+
+    return build_llava().config
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"--image-size {text!r}: write height x width, for example 672x672.")
+    return int(parts[0]), int(parts[1])
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    if not parts or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"--batch {text!r}: give whole numbers separated by commas, for example 1,8.")
+    return tuple(int(p) for p in parts)

@@ -1,0 +1,245 @@
+"""Time and memory by stage of real `generate` calls, unpruned and pruned, interleaved so that drift hits all alike.
+
+The language model is timed by hooks around each of its forward passes: the first is the prefill, the others decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from fsr.adapters import find
+from fsr.adapters.base import PIXELS
+from fsr.errors import FSRError, RelevanceError, UsageError
+from fsr.methods.base import Method
+from fsr.prepare import prepare
+from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
+from fsr.profiling.subject import Subject
+from fsr.signals.relevance import resolve_scorer
+
+__all__ = ["STAGES", "Plan", "Result", "Spread", "measure"]
+
+# In the order in which they run. vision_tower: with the projector. saliency: signals read from its taps, and its output
+# cut into pictures. rest: everything between the named stages, mostly what `generate` does around the model.
+STAGES = ("preprocess", "vision_tower", "saliency", "text_tower", "selection", "prefill", "decode", "rest")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. limit_s: no new round starts once the rounds of all batch sizes would take longer (at least one
+    runs)."""
+
+    methods: tuple[Any, ...]
+    batches: tuple[int, ...] = (1,)
+    new_tokens: int = 8
+    warmup: int = 1
+    rounds: int = 3
+    limit_s: float = 420.0
+
+    def __post_init__(self) -> None:
+        if min((*self.batches, self.rounds)) < 1 or self.new_tokens < 2 or self.warmup < 0:
+            raise UsageError("give batch sizes and rounds of at least 1, at least 2 new tokens, and warm-up >= 0.")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Milliseconds: median, 10th and 90th percentile of `count` values."""
+
+    median: float
+    p10: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Percentiles with linear interpolation."""
+        p10, p50, p90 = np.percentile(np.asarray(values, dtype=float), [10, 50, 90])
+        return cls(float(p50), float(p10), float(p90), len(values))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method, budget and batch size.
+
+    method: its name, "unpruned" for the model as it is. keep: the budget (None: all). times: milliseconds of the whole
+    batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token".
+    visual_before, visual_after: visual tokens per prompt; prompt: all tokens per prompt after pruning.
+    kv_bytes: the real cache right after the prefill; kv_visual_bytes: the share of it that visual tokens take.
+    skipped: why it could not run, else "".
+    """
+
+    method: str
+    keep: int | float | None
+    batch: int
+    times: Mapping[str, Spread]
+    visual_before: int = 0
+    visual_after: int = 0
+    prompt: int = 0
+    kv_bytes: int = 0
+    kv_visual_bytes: int = 0
+    peak: Peak | None = None
+    notes: tuple[str, ...] = ()
+    skipped: str = ""
+
+
+@dataclass
+class _Variant:
+    """A method that will run, and what its runs gave."""
+
+    method: Method | None
+    name: str
+    keep: int | float | None
+    batch: int
+    relevance: Any
+    notes: tuple[str, ...]
+    runs: list[dict[str, float]]
+    steps: list[float]
+    facts: dict[str, Any]
+    peak: Peak | None = None
+
+    def result(self) -> Result:
+        times = {stage: Spread.of([run[stage] for run in self.runs]) for stage in self.runs[0]}
+        times["decode_per_token"] = Spread.of(self.steps)
+        return Result(self.name, self.keep, self.batch, times, **self.facts, peak=self.peak, notes=self.notes)
+
+
+def measure(subject: Subject, plan: Plan) -> list[Result]:
+    """Run everything; the first result of each batch size is the unpruned model."""
+    results = []
+    fresh = count()  # a new question for every run: text towers remember the last ones
+    for batch in plan.batches:
+        variants, skipped = _variants(subject, plan, batch)
+        began = perf_counter()
+        limit = plan.limit_s / len(plan.batches)
+        for _ in range(plan.warmup):
+            for variant in variants:
+                _run(subject, variant, plan, next(fresh))
+        for i in range(plan.rounds):
+            for variant in variants:
+                with PeakMemory(subject.model.device) as memory:
+                    times, steps, variant.facts = _run(subject, variant, plan, next(fresh))
+                variant.runs.append(times)
+                variant.steps += steps
+                variant.peak = variant.peak or memory.peak
+            spent = perf_counter() - began
+            if spent + spent / (plan.warmup + i + 1) > limit:
+                break
+        results += [v.result() for v in variants] + skipped
+    return results
+
+
+def _variants(subject: Subject, plan: Plan, batch: int) -> tuple[list[_Variant], list[Result]]:
+    adapter = find(subject.model)
+    variants = [_Variant(None, "unpruned", None, batch, "none", (), [], [], {})]
+    skipped = []
+    for method in plan.methods:
+        relevance: Any = subject.relevance
+        notes: tuple[str, ...] = ()
+        try:
+            if not isinstance(method, Method):
+                raise UsageError(f"{method.name} prunes {method.where}, which is not timed here.")
+            try:
+                resolve_scorer(adapter, method, relevance)
+            except RelevanceError:
+                if "relevance" not in {f.name for f in fields(method)}:
+                    raise
+                relevance = "none"
+            resolved, _ = resolve_scorer(adapter, method, relevance)
+            if "relevance" in method.signals() - resolved.signals():
+                notes = ("ran without relevance: no text tower pairs with this model",)
+            variants.append(_Variant(method, method.name, method.keep, batch, relevance, notes, [], [], {}))
+        except FSRError as error:
+            skipped.append(Result(method.name, method.keep, batch, {}, skipped=" ".join(str(error).split())))
+    return variants, skipped
+
+
+@torch.inference_mode()
+def _run(subject: Subject, variant: _Variant, plan: Plan, number: int) -> tuple[dict[str, float], list[float], Any]:
+    """Milliseconds by stage, milliseconds of each decoding step, and the facts of `Result`."""
+    model = subject.model
+    made = perf_counter()
+    inputs, question = subject.inputs(variant.batch, number)
+    _wait(model.device)
+    ready = perf_counter()
+    began = made if subject.preprocessed else ready
+    stages = dict.fromkeys(STAGES, 0.0) | {"preprocess": 1e3 * (ready - began)}
+    if variant.method is None:
+        arguments, before = _unpruned(model, inputs, stages)
+        after, length = before, inputs["input_ids"].shape[1]
+    else:
+        prepared = prepare(model, variant.method, inputs, question, relevance=variant.relevance)
+        arguments, report = prepared.inputs, prepared.report
+        stages |= {k: v for k, v in report.timings.items() if k in STAGES and k != "rest"}
+        before, after = report.tokens_before // variant.batch, report.tokens_after // variant.batch
+        length = report.length_after
+    with _clock(model) as clock:
+        model.generate(**arguments, max_new_tokens=plan.new_tokens, min_new_tokens=plan.new_tokens, do_sample=False)
+    ended = perf_counter()
+    steps = [1e3 * (b - a) for (_, a), (_, b) in zip(clock.passes, clock.passes[1:])]
+    first_start, first_end = clock.passes[0]
+    stages["prefill"] = 1e3 * (first_end - first_start)
+    stages["decode"] = sum(steps)
+    stages["rest"] = 1e3 * (ended - began) - sum(v for k, v in stages.items() if k != "rest")
+    stages["time_to_first_token"] = 1e3 * (first_end - began)
+    stages["end_to_end"] = 1e3 * (ended - began)
+    facts = {
+        "visual_before": before,
+        "visual_after": after,
+        "prompt": length,
+        "kv_bytes": clock.kv_bytes,
+        "kv_visual_bytes": round(clock.kv_bytes * after / length),
+    }
+    return stages, steps, facts
+
+
+def _unpruned(model: Any, inputs: Mapping[str, Any], stages: dict[str, float]) -> tuple[dict[str, Any], int]:
+    """The model's own features handed over whole, so that tower and prefill are timed apart as in the pruned runs."""
+    encoded = find(model).encode(inputs, frozenset())
+    stages["vision_tower"] = sum(e.timings["vision_tower"] for e in encoded)
+    arguments = {name: value for name, value in inputs.items() if name not in PIXELS}
+    arguments["mm_encoder_outputs"] = {e.modality: e.output for e in encoded}
+    units = [unit for e in encoded for unit in e.units]
+    return arguments, sum(u.count for u in units) // inputs["input_ids"].shape[0]
+
+
+class _Clock:
+    """Start and end of each forward pass of the model, and its cache after the first."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[float, float]] = []
+        self.kv_bytes = 0
+        self._start = 0.0
+
+    def before(self, model: Any, args: Any) -> None:
+        _wait(model.device)
+        self._start = perf_counter()
+
+    def after(self, model: Any, args: Any, output: Any) -> None:
+        _wait(model.device)
+        self.passes.append((self._start, perf_counter()))
+        if len(self.passes) == 1:
+            self.kv_bytes = cache_bytes(output.past_key_values)
+
+
+@contextmanager
+def _clock(model: Any) -> Iterator[_Clock]:
+    clock = _Clock()
+    handles = [model.register_forward_pre_hook(clock.before), model.register_forward_hook(clock.after)]
+    try:
+        yield clock
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _wait(device: torch.device) -> None:
+    """CUDA runs behind Python; a time means something only once it has caught up."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
