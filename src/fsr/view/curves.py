@@ -54,7 +54,7 @@ def mass_curve(shown: Shown) -> Markup | None:
         _rule(plot, x=s.kept, text=f"K = {s.kept}"),
     ]
     if wanted != s.kept:
-        marks.append(_rule(plot, x=wanted, text=f"{wanted}", cls="rule focus-rule"))
+        marks.append(_rule(plot, x=wanted, text=f"{wanted}", cls="rule focus-rule", lift=18))
     marks.append(tag("circle", cx=plot.x(wanted), cy=plot.y(min(held[min(wanted, len(phi))], 1)), r=4.5, cls="dot"))
     label = (
         f"Cumulative priority mass: {wanted} tokens hold {100 * shown.rho:g} %; Focus takes {s.n_focus} of {s.kept}."
@@ -127,7 +127,9 @@ def _axis(plot: _Plot, ticks: Sequence[float], title: str, text) -> Markup:  # t
     return join(marks)
 
 
-def _rule(plot: _Plot, text: str, x: float | None = None, y: float | None = None, cls: str = "rule") -> Markup:
+def _rule(
+    plot: _Plot, text: str, x: float | None = None, y: float | None = None, cls: str = "rule", lift: float = 0.0
+) -> Markup:
     if y is not None:
         at = plot.y(y)
         line = tag("line", x1=LEFT, x2=W - RIGHT, y1=at, y2=at, cls=cls)
@@ -135,7 +137,7 @@ def _rule(plot: _Plot, text: str, x: float | None = None, y: float | None = None
     at = plot.x(x or 0.0)
     line = tag("line", x1=at, x2=at, y1=TOP, y2=H - BOTTOM, cls=cls)
     side, anchor = (-5, "end") if at > W - 80 else (5, "start")
-    return join([line, tag("text", text, x=at + side, y=H - BOTTOM - 8, cls="note", text_anchor=anchor)])
+    return join([line, tag("text", text, x=at + side, y=H - BOTTOM - 8 - lift, cls="note", text_anchor=anchor)])
 
 
 def _chart(marks: Sequence[Markup | None], label: str) -> Markup:

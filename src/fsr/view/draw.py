@@ -1,4 +1,4 @@
-"""What was kept: Focus in vermilion, solid; Scan in blue, dashed; absorbed tokens thin and dotted; the rest dim."""
+"""What was kept: Focus in vermilion, solid; Scan in blue, dashed; absorbed tokens thin, white, dotted; the rest dim."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _outline(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], ink: Ink)
         )
     if ink.line == "solid":
         return
-    dash = 3 * w if ink.line == "dashed" else max(2, w)
+    dash = 2 * w if ink.line == "dashed" else max(2, w)
     for a, b in _dashes(x1 - x0, dash):
         pen.rectangle((x0 + a, y0, x0 + b - 1, y0 + w - 1), fill=rgb(ink.color))
         pen.rectangle((x0 + a, y1 - w, x0 + b - 1, y1 - 1), fill=rgb(ink.color))
@@ -154,6 +154,8 @@ def _legend(selection: Selection, became: Sequence[Role], width: int) -> Image.I
     pen = ImageDraw.Draw(bar)
     for x, y, mark, text in rows:
         if mark:
+            if mark.weight < 1:  # white on the picture, so it needs a ground here
+                pen.rectangle((x, y, x + size - 1, y + size - 1), fill=GREY)
             _outline(pen, (x, y, x + size, y + size), mark)
             x += size + pad
         pen.text((x, y + size / 2), text, fill=TEXT, font=font, anchor="lm")

@@ -25,7 +25,7 @@ INKS: dict[Role, Ink] = {
     "focus": Ink("#d55e00", "solid", 1.0, "Focus"),
     "scan": Ink("#0072b2", "dashed", 1.0, "Scan"),
     "merged": Ink("#009e73", "dotted", 1.0, "made of others"),
-    "absorbed": Ink("#56b4e9", "dotted", 0.4, "absorbed"),
+    "absorbed": Ink("#ffffff", "dotted", 0.35, "absorbed"),
 }
 
 

@@ -40,7 +40,7 @@ def compose(rows: Sequence[Sequence[Cell]], width: int, heading: str = "") -> Im
         for r, row in enumerate(rows)
     ]
     head = _wrap(heading, ImageFont.load_default(size=round(1.5 * size)), columns * (width + gap)) if heading else []
-    top = gap + len(head) * 2 * size
+    top = gap + len(head) * 2 * size + (gap if head else 0)
     page = Image.new("RGB", (columns * (width + gap) + gap, top + sum(tall) + gap * len(rows)), PAPER)
     pen = ImageDraw.Draw(page)
     for n, line in enumerate(head):

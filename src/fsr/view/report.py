@@ -156,7 +156,8 @@ def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
     if merged:
         anchors = len({a for a in s.merged_into.tolist() if a >= 0})
         words = f"The {merged} dropped tokens most like a scan anchor are merged into it ({anchors} anchors)."
-        steps.append(_step("Refine", "aggregation", words, maps.arrows(sheet, "", s, f"Merges. {words}", view)))
+        drawing = maps.arrows(sheet, "", s, f"Merges. {words}", view)
+        steps.append(_step("Refine", "aggregation", words, drawing, _anchors(shown, sheet)))
     words = f"{s.kept} of {s.total} tokens reach the language model, in raster order."
     drawing = maps.kept_map(sheet, "", s, _kept_label(shown), view)
     steps.append(
@@ -179,7 +180,7 @@ def _sides(case: Case, sheet: Sheet) -> Markup | None:
             drawing = maps.kept_map(sheet, "", shown.selection, _kept_label(shown), i)
             figures.append(_figure(drawing, tag("strong", shown.name), f": {shown.text or '(nothing)'}"))
         parts.append(tag("h3", f"{keep} of {case.unpruned.selection.total} tokens", cls="budget"))
-        parts.append(tag("div", figures, cls="grid few"))
+        parts.append(tag("div", figures, cls="sides", style=f"--n:{min(len(figures), 4) if len(figures) != 5 else 3}"))
     lead = tag("p", f"With all tokens the model answers “{case.unpruned.text}”.", cls="lead")
     return tag("section", tag("h2", "Side by side at equal budget"), lead, parts)
 
@@ -194,12 +195,14 @@ def _clock(case: Case) -> Markup:
 
 def _foot(case: Case) -> list[Markup | None]:
     notes = tag("ul", [tag("li", n) for n in case.notes], cls="plain") if case.notes else None
-    how = (
+    how = [
         "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question in the "
-        "space of the paired text tower, with its sign applied; priority = relevance^α · saliency^β on "
-        "scores from 0 to 1. "
-        "Focus-Scan-Refine is arXiv 2602.05809."
-    )
+        "space of the paired text tower, with its sign applied; priority = relevance",
+        tag("sup", "α"),
+        " · saliency",
+        tag("sup", "β"),
+        " on scores from 0 to 1. Focus-Scan-Refine is arXiv 2602.05809.",
+    ]
     return [tag("h2", "Notes") if notes else None, notes, tag("p", how)]
 
 
@@ -212,6 +215,24 @@ def _certificate(shown: Shown) -> Markup | None:
     )
     words += f"No choice of as many scan tokens could get below {c.optimum_at_least:.3f} chordal."
     return tag("p", words, cls="lead")
+
+
+def _anchors(shown: Shown, sheet: Sheet) -> Markup:
+    """The anchors that absorbed most."""
+    eaten: dict[int, list[int]] = {}
+    for i, a in enumerate(shown.selection.merged_into.tolist()):
+        if a >= 0:
+            eaten.setdefault(a, []).append(i)
+    rows = []
+    for a, sources in sorted(eaten.items(), key=lambda item: (-len(item[1]), item[0]))[:6]:
+        cells = [tag("td", token_name(sheet, a)), tag("td", len(sources), cls="n")]
+        if shown.likeness is not None:
+            cells.append(tag("td", f"{sum(shown.likeness[i] for i in sources) / len(sources):.2f}", cls="n"))
+        rows.append(tag("tr", cells))
+    titles = [tag("th", "anchor"), tag("th", "absorbed", cls="n")]
+    if shown.likeness is not None:
+        titles.append(tag("th", "mean cosine", cls="n"))
+    return tag("table", tag("thead", tag("tr", titles)), tag("tbody", rows), cls="small")
 
 
 def _said(shown: Shown) -> Markup:

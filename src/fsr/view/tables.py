@@ -23,7 +23,7 @@ def answers(case: Case) -> Markup:
     for s in case.shown:
         same = s.text == full.text
         rows.append(_answer_row(s, tag("span", "same" if same else "differs", cls="same" if same else "differs"), None))
-    head = _head(["method", ("tokens", "n"), ("share", "n"), "answer", "against all tokens"])
+    head = _head(["method", ("tokens", "n"), ("share", "n share"), "answer", "against all tokens"])
     return tag("div", tag("table", head, tag("tbody", rows), cls="answers"), cls="scroll")
 
 
@@ -37,9 +37,9 @@ def times(case: Case) -> Markup:
         name = r.name if r is case.unpruned else f"{r.name}, {r.keep}"
         numbers = [tag("td", f"{r.stages_ms.get(k, 0.0):.1f}", cls="n") for k in stages]
         total = tag("td", tag("b", f"{sum(r.stages_ms.values()):.1f}"), cls="n")
-        rows.append(tag("tr", tag("td", name, time_bar(r.stages_ms, longest)), numbers, total))
+        rows.append(tag("tr", tag("td", name, time_bar(r.stages_ms, longest)), total, numbers))
     head = [tag("th", _swatch(k), STAGES[k], cls="n") for k in stages]
-    top = tag("thead", tag("tr", tag("th", "run"), head, tag("th", "total, ms", cls="n")))
+    top = tag("thead", tag("tr", tag("th", "run"), tag("th", "total, ms", cls="n"), head))
     return tag("div", tag("table", top, tag("tbody", rows)), cls="scroll")
 
 
@@ -84,13 +84,14 @@ def key(stages: Sequence[str] = ("focus", "scan", "absorbed")) -> Markup:
     items = []
     for name in stages:
         ink = INKS[name]  # type: ignore[index]
+        fill = "#808084" if name == "absorbed" else "#ffffff"
         square = tag(
             "rect",
             x=2,
             y=2,
             width=14,
             height=14,
-            fill="none",
+            fill=fill,
             stroke=ink.color,
             stroke_width=2.6,
             stroke_dasharray=dash[ink.line],
@@ -108,7 +109,7 @@ def _answer_row(s: Shown, verdict: Any, cls: str | None) -> Markup:
     split = (
         f" = {s.selection.n_focus} + {s.selection.n_scan}" if (s.selection.stage == Stage.SCAN).any() and s.rho else ""
     )
-    cells = [tag("td", s.name), tag("td", f"{s.keep}{split}", cls="n"), tag("td", share, cls="n")]
+    cells = [tag("td", s.name), tag("td", f"{s.keep}{split}", cls="n"), tag("td", share, cls="n share")]
     return tag("tr", cells, tag("td", s.text or "(nothing)", cls="ans"), tag("td", verdict), cls=cls)
 
 
