@@ -56,6 +56,17 @@ def test_forward_is_identity(model, batch, single):
         assert torch.equal(model(**prepare(model, WHOLE, inputs, call="forward")).logits, expected)
 
 
+def test_half_precision(batch):
+    model = tiny.llava().bfloat16()
+    expected = run(model, batch, "greedy")
+    with prune(model, WHOLE):
+        got = run(model, batch, "greedy")
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    with prune(model, FSR(keep=9, relevance="none")) as pruned:
+        run(model, batch, "beams")
+    assert all(s.features.dtype == torch.bfloat16 and s.saliency.dtype == torch.float32 for s in pruned.last.selections)
+
+
 def test_modes_differ(model, batch):
     """The modes above are not one and the same run, so that identity means something."""
     width = batch["input_ids"].shape[1]

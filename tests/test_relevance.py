@@ -251,6 +251,14 @@ def test_sign_is_found_by_pointing(llava, clip, words):
         assert calibrate_sign(twin, [(state, boxes, target, "dog")]).sign == -1
 
 
+def test_half_a_checkpoint_is_refused(clip, words, twin, tmp_path):
+    """Weights that a checkpoint lacks would be drawn at random."""
+    twin.text.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(RelevanceError, match=r"it lacks .*vision_model"):
+        ClipTwin.from_checkpoint(str(tmp_path), sign=1)
+
+
 def test_bad_settings(clip, words, twin):
     with pytest.raises(RelevanceError, match="sign must be"):
         ClipTwin.from_clip(clip, words, sign=0)
