@@ -23,6 +23,7 @@ from fsr.prompt import FILL, Run, gather, inferred_mask, placeholder_units, repa
 from fsr.report import Prepared, Report
 from fsr.signals.question import extract_questions
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Positions", "Prepared", "Report", "prepare"]
@@ -113,11 +114,13 @@ class Work:
             before = perf_counter()
             questions = self._questions(ids, mask, runs, question, notes)
             encoded = [self._with_relevance(e, r, questions) for e, r in zip(encoded, runs)]
+            wait(self.adapter.device)
             text_ms = 1e3 * (perf_counter() - before)
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
         flat = self.method(units)
+        wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
             notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")
@@ -133,7 +136,8 @@ class Work:
             timings[name] = sum(e.timings.get(name, 0.0) for e in encoded)
         timings["rest"] = timings["total"] - sum(v for k, v in timings.items() if k != "total")
         report = Report(
-            selections=tuple(chosen[m][i] for _, m, i in order),
+            # A report outlives the call: it must not hold the graph of a training step.
+            selections=tuple(replace(s, features=s.features.detach()) for s in (chosen[m][i] for _, m, i in order)),
             rows=tuple(runs[m][i].row for _, m, i in order),
             input_ids=kwargs["input_ids"],
             length_before=ids.shape[1],
