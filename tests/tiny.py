@@ -166,7 +166,8 @@ class Salient(Method):
     needs: ClassVar[frozenset[Signal]] = frozenset({"saliency"})
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
-        rows = self.need(tokens, "saliency").topk(k).indices
+        assert tokens.saliency is not None
+        rows = tokens.saliency.topk(k).indices
         return Picks(rows=rows, stage=torch.zeros_like(rows))
 
 
