@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give --model (a checkpoint) or --config (random weights), not both.")
     if args.plot and not Path(args.plot).expanduser().parent.is_dir():
         raise UsageError(f"cannot write {args.plot!r}: the folder does not exist.")
+    _size(args.image_size)
     methods = _methods(args)
     result = _count(args, methods) if args.preset else _measure(args, methods)
     if args.plot:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
-from fsr.methods.base import Method
-from fsr.prepare import prepare
+from fsr.methods.inside.chain import split
 from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
 from fsr.profiling.subject import Subject
+from fsr.pruner import prune
 from fsr.signals.relevance import resolve_scorer
+from fsr.timing import wait
 
 __all__ = ["STAGES", "Plan", "Result", "Spread", "measure"]
 
@@ -44,8 +45,8 @@ class Plan:
     limit_s: float = 420.0
 
     def __post_init__(self) -> None:
-        if min((*self.batches, self.rounds)) < 1 or self.new_tokens < 2 or self.warmup < 0:
-            raise UsageError("give batch sizes and rounds of at least 1, at least 2 new tokens, and warm-up >= 0.")
+        if min((*self.batches, self.rounds, self.warmup)) < 1 or self.new_tokens < 2:
+            raise UsageError("give batch sizes, rounds and warm-up rounds of at least 1, and at least 2 new tokens.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Result:
 
     method: its name, "unpruned" for the model as it is. keep: the budget (None: all). times: milliseconds of the whole
     batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token".
-    visual_before, visual_after: visual tokens per prompt; prompt: all tokens per prompt after pruning.
+    visual_before: visual tokens of one prompt; layers: those left in each language layer; text: the others.
     kv_bytes: the real cache right after the prefill; kv_visual_bytes: the share of it that visual tokens take.
     skipped: why it could not run, else "".
     """
@@ -80,20 +81,25 @@ class Result:
     batch: int
     times: Mapping[str, Spread]
     visual_before: int = 0
-    visual_after: int = 0
-    prompt: int = 0
+    layers: tuple[int, ...] = ()
+    text: int = 0
     kv_bytes: int = 0
     kv_visual_bytes: int = 0
     peak: Peak | None = None
     notes: tuple[str, ...] = ()
     skipped: str = ""
 
+    @property
+    def visual_after(self) -> int:
+        """Visual tokens that are left in the last language layer."""
+        return self.layers[-1]
+
 
 @dataclass
 class _Variant:
     """A method that will run, and what its runs gave."""
 
-    method: Method | None
+    method: Any
     name: str
     keep: int | float | None
     batch: int
@@ -119,8 +125,12 @@ def measure(subject: Subject, plan: Plan) -> list[Result]:
         began = perf_counter()
         limit = plan.limit_s / len(plan.batches)
         for _ in range(plan.warmup):
-            for variant in variants:
-                _run(subject, variant, plan, next(fresh))
+            for variant in list(variants):
+                try:
+                    _run(subject, variant, plan, next(fresh))
+                except FSRError as error:  # some limits of a model show only when it runs
+                    variants.remove(variant)
+                    skipped.append(_skipped(variant.name, variant.keep, batch, error))
         for i in range(plan.rounds):
             for variant in variants:
                 with PeakMemory(subject.model.device) as memory:
@@ -136,28 +146,36 @@ def measure(subject: Subject, plan: Plan) -> list[Result]:
 
 
 def _variants(subject: Subject, plan: Plan, batch: int) -> tuple[list[_Variant], list[Result]]:
-    adapter = find(subject.model)
     variants = [_Variant(None, "unpruned", None, batch, "none", (), [], [], {})]
     skipped = []
     for method in plan.methods:
-        relevance: Any = subject.relevance
-        notes: tuple[str, ...] = ()
+        keep = getattr(method, "keep", None)
         try:
-            if not isinstance(method, Method):
-                raise UsageError(f"{method.name} prunes {method.where}, which is not timed here.")
-            try:
-                resolve_scorer(adapter, method, relevance)
-            except RelevanceError:
-                if "relevance" not in {f.name for f in fields(method)}:
-                    raise
-                relevance = "none"
-            resolved, _ = resolve_scorer(adapter, method, relevance)
-            if "relevance" in method.signals() - resolved.signals():
-                notes = ("ran without relevance: no text tower pairs with this model",)
-            variants.append(_Variant(method, method.name, method.keep, batch, relevance, notes, [], [], {}))
+            relevance, notes = _relevance(subject, method)
+            prune(subject.model, method, relevance=relevance)  # refuses what this model cannot do
+            variants.append(_Variant(method, method.name, keep, batch, relevance, notes, [], [], {}))
         except FSRError as error:
-            skipped.append(Result(method.name, method.keep, batch, {}, skipped=" ".join(str(error).split())))
+            skipped.append(_skipped(method.name, keep, batch, error))
     return variants, skipped
+
+
+def _skipped(name: str, keep: int | float | None, batch: int, error: FSRError) -> Result:
+    return Result(name, keep, batch, {}, skipped=" ".join(str(error).split()))
+
+
+def _relevance(subject: Subject, method: Any) -> tuple[Any, tuple[str, ...]]:
+    """What `prune` gets as relevance: the subject's, or "none" (and a note) where a method can do without."""
+    outside, _ = split(method)
+    if outside is None:
+        return "none", ()
+    adapter, relevance = find(subject.model), subject.relevance
+    try:
+        resolved, _ = resolve_scorer(adapter, outside, relevance)
+    except RelevanceError:
+        relevance = "none"
+        resolved, _ = resolve_scorer(adapter, outside, relevance)
+    lost = "relevance" in outside.signals() - resolved.signals()
+    return relevance, ("ran without relevance: no text tower pairs with this model",) if lost else ()
 
 
 @torch.inference_mode()
@@ -166,21 +184,21 @@ def _run(subject: Subject, variant: _Variant, plan: Plan, number: int) -> tuple[
     model = subject.model
     made = perf_counter()
     inputs, question = subject.inputs(variant.batch, number)
-    _wait(model.device)
+    wait(model.device)
     ready = perf_counter()
     began = made if subject.preprocessed else ready
     stages = dict.fromkeys(STAGES, 0.0) | {"preprocess": 1e3 * (ready - began)}
+    limits = {"max_new_tokens": plan.new_tokens, "min_new_tokens": plan.new_tokens, "do_sample": False}
+    before, text = _tokens(model, inputs)
     if variant.method is None:
-        arguments, before = _unpruned(model, inputs, stages)
-        after, length = before, inputs["input_ids"].shape[1]
+        arguments = _unpruned(model, inputs, stages)
+        with _clock(model) as clock:
+            model.generate(**arguments, **limits)
     else:
-        prepared = prepare(model, variant.method, inputs, question, relevance=variant.relevance)
-        arguments, report = prepared.inputs, prepared.report
-        stages |= {k: v for k, v in report.timings.items() if k in STAGES and k != "rest"}
-        before, after = report.tokens_before // variant.batch, report.tokens_after // variant.batch
-        length = report.length_after
-    with _clock(model) as clock:
-        model.generate(**arguments, max_new_tokens=plan.new_tokens, min_new_tokens=plan.new_tokens, do_sample=False)
+        with prune(model, variant.method, relevance=variant.relevance) as pruned, _clock(model) as clock:
+            model.generate(**inputs, **limits, question=question)
+        timings = pruned.last.timings if pruned.last is not None else {}
+        stages |= {name: ms for name, ms in timings.items() if name in STAGES and name != "rest"}
     ended = perf_counter()
     steps = [1e3 * (b - a) for (_, a), (_, b) in zip(clock.passes, clock.passes[1:])]
     first_start, first_end = clock.passes[0]
@@ -189,43 +207,53 @@ def _run(subject: Subject, variant: _Variant, plan: Plan, number: int) -> tuple[
     stages["rest"] = 1e3 * (ended - began) - sum(v for k, v in stages.items() if k != "rest")
     stages["time_to_first_token"] = 1e3 * (first_end - began)
     stages["end_to_end"] = 1e3 * (ended - began)
+    layers = tuple(n - text for n in clock.lengths)
     facts = {
         "visual_before": before,
-        "visual_after": after,
-        "prompt": length,
+        "layers": layers,
+        "text": text,
         "kv_bytes": clock.kv_bytes,
-        "kv_visual_bytes": round(clock.kv_bytes * after / length),
+        "kv_visual_bytes": clock.kv_bytes * sum(layers) // sum(clock.lengths),
     }
     return stages, steps, facts
 
 
-def _unpruned(model: Any, inputs: Mapping[str, Any], stages: dict[str, float]) -> tuple[dict[str, Any], int]:
+def _tokens(model: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Visual and text tokens of one prompt."""
+    row = inputs["input_ids"][0].tolist()
+    placeholders = set(find(model).placeholder_ids().values())
+    visual = sum(token in placeholders for token in row)
+    return visual, len(row) - visual
+
+
+def _unpruned(model: Any, inputs: Mapping[str, Any], stages: dict[str, float]) -> dict[str, Any]:
     """The model's own features handed over whole, so that tower and prefill are timed apart as in the pruned runs."""
     encoded = find(model).encode(inputs, frozenset())
     stages["vision_tower"] = sum(e.timings["vision_tower"] for e in encoded)
     arguments = {name: value for name, value in inputs.items() if name not in PIXELS}
     arguments["mm_encoder_outputs"] = {e.modality: e.output for e in encoded}
-    units = [unit for e in encoded for unit in e.units]
-    return arguments, sum(u.count for u in units) // inputs["input_ids"].shape[0]
+    return arguments
 
 
 class _Clock:
-    """Start and end of each forward pass of the model, and its cache after the first."""
+    """Start and end of each forward pass of the model, and what its cache holds in each layer after the first."""
 
     def __init__(self) -> None:
         self.passes: list[tuple[float, float]] = []
         self.kv_bytes = 0
+        self.lengths: tuple[int, ...] = ()
         self._start = 0.0
 
     def before(self, model: Any, args: Any) -> None:
-        _wait(model.device)
+        wait(model.device)
         self._start = perf_counter()
 
     def after(self, model: Any, args: Any, output: Any) -> None:
-        _wait(model.device)
+        wait(model.device)
         self.passes.append((self._start, perf_counter()))
         if len(self.passes) == 1:
             self.kv_bytes = cache_bytes(output.past_key_values)
+            self.lengths = tuple(layer.get_seq_length() for layer in output.past_key_values.layers)
 
 
 @contextmanager
@@ -237,9 +265,3 @@ def _clock(model: Any) -> Iterator[_Clock]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _wait(device: torch.device) -> None:
-    """CUDA runs behind Python; a time means something only once it has caught up."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

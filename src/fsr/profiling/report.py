@@ -105,8 +105,12 @@ def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
         "method": result.method,
         "keep": result.keep,
         "batch": result.batch,
-        "visual_tokens": {"before": result.visual_before, "after": result.visual_after},
-        "prompt_tokens": result.prompt,
+        "visual_tokens": {
+            "before": result.visual_before,
+            "after": result.visual_after,
+            "layer_average": round(sum(result.layers) / len(result.layers), 2),
+        },
+        "text_tokens": result.text,
         "rounds": result.times["end_to_end"].count,
         "ms": {name: {k: round(v, 4) for k, v in asdict(spread).items()} for name, spread in result.times.items()},
         "share_of_end_to_end": {stage: round(t[stage] / whole, 4) for stage in STAGES},
@@ -135,8 +139,7 @@ def _llm_flops(subject: Subject, result: Result) -> int | None:
     """FLOPs of the language model's prefill for one prompt, or None for a family that cannot be counted."""
     if subject.picture is None:
         return None
-    kept, text = result.visual_after, result.prompt - result.visual_after
-    return 2 * count(subject.model.config, subject.picture, kept=kept, text=text).llm_macs
+    return 2 * count(subject.model.config, subject.picture, kept=result.layers, text=result.text).llm_macs
 
 
 def _device(device: torch.device) -> str:

@@ -1,0 +1,245 @@
+"""The measured half: stages of real generate calls on tiny models, the report's arithmetic, the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from fsr.cli import main
+from fsr.errors import UsageError
+from fsr.methods import FSR, FastV
+from fsr.profiling.counts import kv_bytes
+from fsr.profiling.measure import STAGES, Plan, Result, Spread, measure
+from fsr.profiling.memory import PeakMemory
+from fsr.profiling.random_weights import random_model, shorten
+from fsr.profiling.report import ceilings, report, verdict
+from fsr.profiling.shapes import language
+from fsr.profiling.subject import Subject, from_config
+from fsr.profiling.tables import text
+from test_profiling_counts import configs
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    _, config, _ = configs()["llava"]
+    return from_config("tiny", config=config, device=torch.device("cpu"), dtype=torch.float32, text=10)
+
+
+PLAN = Plan((FSR(keep=3), FastV(layer=1, keep=4)), batches=(1, 2), new_tokens=3, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def results(subject: Subject) -> list[Result]:
+    return measure(subject, PLAN)
+
+
+def test_every_variant_is_measured_at_every_batch_size(results: list[Result]) -> None:
+    assert [(r.method, r.batch) for r in results] == [
+        (name, batch) for batch in (1, 2) for name in ("unpruned", "fsr", "fastv")
+    ]
+    for r in results:
+        assert set(r.times) == {*STAGES, "time_to_first_token", "end_to_end", "decode_per_token"}
+        assert r.times["end_to_end"].count == 2 and r.times["decode_per_token"].count == 2 * 2
+        for stage in ("vision_tower", "prefill", "decode"):
+            assert r.times[stage].median > 0
+        assert r.times["time_to_first_token"].median < r.times["end_to_end"].median
+
+
+def test_stages_of_a_single_round_add_up_to_the_whole(subject: Subject) -> None:
+    for r in measure(subject, replace(PLAN, batches=(1,), rounds=1)):
+        total = sum(r.times[stage].median for stage in STAGES)
+        assert total == pytest.approx(r.times["end_to_end"].median, rel=1e-6)
+        assert all(r.times[stage].median >= 0 for stage in STAGES)
+
+
+def test_only_methods_that_choose_pay_for_choosing(results: list[Result]) -> None:
+    unpruned, fsr, _ = results[:3]
+    for stage in ("saliency", "text_tower", "selection"):
+        assert unpruned.times[stage].median == 0
+        assert fsr.times[stage].median > 0
+
+
+def test_tokens_and_cache_are_those_of_the_real_cache(subject: Subject, results: list[Result]) -> None:
+    llm = language(subject.model.config)
+    for r, left in zip(results, [(16, 16), (3, 3), (16, 4)] * 2):
+        assert (r.layers, r.visual_before, r.text) == (left, 16, 10)
+        assert r.kv_bytes == r.batch * kv_bytes(llm, [n + 10 for n in left], 4)
+        assert r.kv_visual_bytes == r.batch * kv_bytes(llm, left, 4)
+
+
+def test_the_text_tower_is_not_measured_from_its_own_cache(subject: Subject) -> None:
+    asked: list[str] = []
+    watched = replace(subject, relevance=_Watch(subject.relevance, asked))
+    measure(watched, Plan((FSR(keep=3), FSR(keep=5)), batches=(1, 2), new_tokens=2, rounds=2))
+    fresh = list(dict.fromkeys(asked))
+    assert len(fresh) == 2 * 2 * 3 and len(asked) == len(fresh) + 2 * 3  # a batch of two asks its question twice
+
+
+class _Watch:
+    """A relevance scorer that writes down what it is asked."""
+
+    def __init__(self, inner: Any, asked: list[str]) -> None:
+        self.inner, self.layer, self.asked = inner, inner.layer, asked
+
+    def __call__(self, patches: torch.Tensor, question: str) -> torch.Tensor:
+        self.asked.append(question)
+        return self.inner(patches, question)
+
+
+def test_a_method_that_cannot_run_is_told_and_the_others_run() -> None:
+    _, config, _ = configs()["gemma3"]
+    gemma = from_config("tiny", config=config, device=torch.device("cpu"), dtype=torch.float32, text=10)
+    plan = Plan((FastV(layer=1, keep=2), FSR(keep=2)), new_tokens=2, rounds=1)
+    results = measure(gemma, plan)
+    assert [r.method for r in results if not r.skipped] == ["unpruned", "fsr"]
+    out = report(gemma, plan, results)
+    assert any("fastv" in v and "was not run" in v for v in out["verdicts"])
+    assert out["results"][1]["notes"] == ["ran without relevance: no text tower pairs with this model"]
+    assert "ran without relevance" in text(out)
+
+
+# ------------------------------------------------------------------------------------------------- the report's
+# arithmetic
+
+
+def made(method: str, **ms: float) -> Result:
+    times = {**dict.fromkeys(STAGES, 0.0), **ms}
+    times["end_to_end"] = sum(times.values())
+    times["time_to_first_token"] = times["end_to_end"] - times["decode"]
+    times["decode_per_token"] = times["decode"] / 4
+    return Result(method, 4, 1, {k: Spread.of([v]) for k, v in times.items()}, 16, (4, 4), 10)
+
+
+def test_ceilings_follow_amdahl() -> None:
+    base = made("unpruned", vision_tower=30, prefill=60, decode=30)
+    assert ceilings(base) == (pytest.approx(90 / 30), pytest.approx(120 / 60))
+
+
+def test_verdicts_say_when_pruning_cannot_help_and_why() -> None:
+    base = made("unpruned", vision_tower=30, prefill=60, decode=30)
+    good = verdict(base, made("fsr", vision_tower=30, selection=2, prefill=15, decode=30))
+    assert "1.56x end to end" in good and "does not help" not in good
+    dear = verdict(base, made("fsr", vision_tower=30, selection=50, prefill=15, decode=30))
+    assert "does not help" in dear and "choosing the tokens takes 50.0 ms" in dear
+    slow = made("unpruned", vision_tower=30, prefill=3, decode=300)
+    small = verdict(slow, made("fsr", vision_tower=30, selection=0.5, prefill=1, decode=300))
+    assert "does not help" in small and "prefill is only 0.9 %" in small
+    idle = verdict(base, made("fsr", vision_tower=30, selection=1, prefill=58, decode=30))
+    assert "does not help" in idle and "saves 2.0 ms of 120.0 ms" in idle
+
+
+def test_spread_interpolates_percentiles() -> None:
+    assert Spread.of([1, 2, 3, 4, 5]) == Spread(3.0, 1.4, 4.6, 5)
+
+
+def test_report_compares_times_with_operations(subject: Subject, results: list[Result]) -> None:
+    out = report(subject, PLAN, results)
+    assert json.loads(json.dumps(out)) == out
+    base, fsr, fastv = out["results"][:3]
+    assert base["ceiling"]["end_to_end"] > 1 and "times_faster" not in base
+    assert fsr["llm_flop_ratio"] > fastv["llm_flop_ratio"] > 1
+    assert fsr["visual_tokens"] == {"before": 16, "after": 3, "layer_average": 3.0}
+    assert fastv["visual_tokens"]["layer_average"] == 10.0
+    ratio = base["ms"]["prefill"]["median"] / fsr["ms"]["prefill"]["median"]
+    assert fsr["times_faster"]["prefill"] == pytest.approx(ratio, rel=1e-2)
+    assert sum(fsr["share_of_end_to_end"].values()) == pytest.approx(1, abs=1e-3)  # of two rounds, medians are means
+    shown = text(out)
+    assert "vision tower takes" in shown and "unpruned" in shown and "synthetic pixels" in shown
+
+
+def test_plans_that_measure_nothing_are_refused() -> None:
+    for bad in ({"batches": (0,)}, {"rounds": 0}, {"new_tokens": 1}, {"warmup": 0}):
+        with pytest.raises(UsageError):
+            Plan((), **bad)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------------------- random
+# weights
+
+
+def test_random_weights_fill_everything_and_no_two_rows_agree() -> None:
+    _, config, _ = configs()["llava"]
+    config.text_config.vocab_size = 40_000  # more numbers than the repeated block holds
+    model = random_model(config, dtype=torch.float32)
+    for name, p in model.named_parameters():
+        assert torch.isfinite(p).all(), name
+        if p.dim() > 1:
+            assert 0.01 < float(p.std()) < 0.03, name
+    table = model.get_input_embeddings().weight
+    assert table.numel() > 1_000_003
+    assert len(torch.unique(table, dim=0)) == len(table)
+    assert float(cosine_similarity(table[0], table[31_251], dim=0)) < 0.99
+    assert all(torch.isfinite(b).all() for b in model.buffers())
+
+
+def test_shorten_builds_fewer_layers() -> None:
+    _, config, _ = configs()["gemma3"]
+    assert len(shorten(config, 1).text_config.layer_types) == 1
+    with pytest.raises(UsageError, match="1 to 1"):
+        shorten(config, 2)
+
+
+def test_peak_memory_sees_an_allocation() -> None:
+    with PeakMemory(torch.device("cpu")) as memory:
+        block = torch.ones(40_000_000)
+        del block
+    if memory.peak is None:
+        pytest.skip("this platform does not tell its resident set")
+    assert memory.peak.above_start > 100_000_000
+
+
+# ------------------------------------------------------------------------------------------------------------ the
+# command
+
+
+def run(capsys: Any, *words: str) -> tuple[int, str, str]:
+    status = main(["profile", *words])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_command_counts_without_weights(capsys: Any) -> None:
+    status, out, _ = run(capsys, "--preset", "paper-table7", "--json")
+    rows = json.loads(out)["rows"]
+    assert status == 0 and [r["method"] for r in rows if r["follows"]] == ["vanilla", "vispruner", "fsr"]
+    status, out, _ = run(
+        capsys, "--preset", "full", "--config", "qwen3-vl-8b", "--methods", "fsr,fastv", "--keep", "0.2"
+    )
+    assert status == 0 and "fastv" in out and "text_tower" in out
+    status, out, _ = run(capsys, "--preset", "paper-sparsevlm", "--keep", "192", "--json")
+    assert [round(r["flops"] / 1e12, 3) for r in json.loads(out)["rows"]] == [3.817, 1.253]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--preset", "nope"], "paper-table7"),
+        (["--config", "nope"], "llava-1.5-7b"),
+        (["--model", "mini", "--config", "llava-1.5-7b"], "not both"),
+        (["--model", "mini", "--layers", "2"], "--layers"),
+        (["--batch", "0"], "--batch"),
+        (["--image-size", "big"], "--image-size"),
+        (["--preset", "full", "--plot", "x.png"], "--plot"),
+        (["--plot", "no/such/folder/x.png"], "folder"),
+        (["--methods", "nope"], "unknown method"),
+    ],
+)
+def test_command_refuses_bad_input_with_a_hint(capsys: Any, words: list[str], hint: str) -> None:
+    status, out, err = run(capsys, *words)
+    assert status == 2 and out == "" and hint in err and err.count("\n") == 1
+
+
+def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any, subject: Subject) -> None:
+    monkeypatch.setattr("fsr.profiling.subject.from_config", lambda *a, **k: subject)
+    picture = tmp_path / "bars.png"
+    words = ["--config", "llava-1.5-7b", "--device", "cpu", "--keep", "3", "--rounds", "1", "--new-tokens", "2"]
+    status, out, err = run(capsys, *words, "--json", "--plot", str(picture))
+    shown = json.loads(out)
+    assert status == 0 and err == ""
+    assert shown["weights"] == "random" and [r["keep"] for r in shown["results"]] == [None, 3]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
