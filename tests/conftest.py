@@ -35,3 +35,14 @@ def batch(processor):
 def single(processor):
     """One row with one picture, no padding."""
     return tiny.prompts(processor, [tiny.chat(("where is the cat ?", 1))], [tiny.picture(1)])
+
+
+@pytest.fixture
+def feature(request):
+    """feature(family, what): say, at the end of a test, what it has shown; `benchmarks/models_matrix.py` makes a table
+    of it."""
+
+    def record(family: str, what: str) -> None:
+        request.node.user_properties.append(("feature", (family, what)))
+
+    return record

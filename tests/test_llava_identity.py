@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.generation import utils as generation
 
 import tiny
 from fsr import FSR, prepare, prune
@@ -20,6 +21,8 @@ MODES = {
 }
 if tiny.CHUNKS_SLICE_PICTURES:
     MODES["chunks"] = dict(do_sample=False, prefill_chunk_size=7)
+# Before 5.23 Transformers mixes up the pictures of a row when it repeats them for beams (see test_families_identity).
+OLD = not hasattr(generation, "_slice_mm_encoder_output")
 WHOLE = FSR(keep=tiny.TOKENS, relevance="none")
 
 
@@ -38,6 +41,8 @@ def run(model, inputs, mode):
 @pytest.mark.parametrize("positions", ["auto", "original"])
 def test_whole_budget_is_identity(model, batch, single, mode, positions):
     for inputs in (batch, single):
+        if OLD and inputs is batch and {"num_beams", "num_return_sequences"} & set(MODES[mode]):
+            continue
         if mode == "lookup" and inputs is batch:  # Transformers allows it for one row only
             continue
         expected = run(model, inputs, mode)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
+from fsr.report import Prepared
 
 __all__ = [
     "mark",
     "refuse_chunks",
     "refuse_foreign_cache",
     "refuse_long_mask",
+    "refuse_uneven_beams",
     "settings",
     "shorter_limits",
     "with_prompt",
@@ -35,6 +37,22 @@ def mark(cache: Any, adapter: Adapter, input_ids: Tensor) -> None:
 def placeholders(adapter: Adapter, ids: Tensor) -> list[int]:
     taken = torch.tensor(sorted(adapter.placeholder_ids().values()), device=ids.device)
     return torch.isin(ids, taken).sum(-1).tolist()
+
+
+def refuse_uneven_beams(setting: Callable[[str], Any], prepared: Prepared) -> None:
+    """Releases before 5.23 repeat a tensor of features entry by entry, which is only right with one entry per row."""
+    import transformers.generation.utils as utils
+
+    copies = max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
+    if copies == 1 or hasattr(utils, "_slice_mm_encoder_output"):
+        return
+    pictured = len(set(prepared.report.rows))
+    pooled = [output.pooler_output for output in prepared["mm_encoder_outputs"].values()]
+    if any(isinstance(p, Tensor) and len(p) > pictured for p in pooled):
+        raise UsageError(
+            "beams or several sequences over rows that keep different numbers of tokens need transformers>=5.23 with "
+            "this model: give one prompt at a time, or the same budget for each."
+        )
 
 
 def refuse_long_mask(kwargs: dict[str, Any]) -> None:

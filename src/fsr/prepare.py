@@ -226,7 +226,9 @@ class Work:
         adapter = self.adapter
         dropped = adapter.pixel_arguments()
         kwargs = {name: value for name, value in inputs.items() if name not in dropped}
-        kwargs["mm_encoder_outputs"] = {e.modality: adapter.hand_over(e, c) for e, c in zip(encoded, chosen)}
+        kwargs["mm_encoder_outputs"] = {
+            e.modality: adapter.hand_over(e, c, [run.row for run in r]) for e, c, r in zip(encoded, chosen, runs)
+        }
         policy = adapter.position_policy if self.positions == "auto" else self.positions
         if inputs.get("position_ids") is not None and self.positions == "auto":
             policy = "original"

@@ -23,6 +23,7 @@ from fsr.generation import (
     refuse_chunks,
     refuse_foreign_cache,
     refuse_long_mask,
+    refuse_uneven_beams,
     settings,
     shorter_limits,
     with_prompt,
@@ -199,6 +200,7 @@ class Pruner:
             self.inside.refuse(setting)
         with torch.no_grad():
             prepared = self.work.run(kwargs, question, call="generate", use_cache=setting("use_cache") is not False)
+        refuse_uneven_beams(setting, prepared)
         self._remember_positions(prepared)
         report = prepared.report
         arguments = shorter_limits(prepared.inputs, setting, report.length_before - report.length_after)

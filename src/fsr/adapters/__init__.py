@@ -1,7 +1,18 @@
 """One file per model family; importing this package registers all of them."""
 
-from fsr.adapters import llava
+from fsr.adapters import (  # noqa: F401  (imported to be registered)
+    gemma3,
+    internvl,
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    paligemma,
+    qwen2_vl,
+    qwen3_vl,
+    smolvlm,
+)
 from fsr.adapters.base import Adapter, Encoded, TowerStates, Units
 from fsr.adapters.registry import available, find, register
 
-__all__ = ["Adapter", "Encoded", "TowerStates", "Units", "available", "find", "llava", "register"]
+__all__ = ["Adapter", "Encoded", "TowerStates", "Units", "available", "find", "register"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ClassVar, Literal
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.adapters.containers import rebuild
-from fsr.errors import UnsupportedModelError
+from fsr.errors import FeatureError, FSRError, UnsupportedModelError
 from fsr.signals.attention import (
     LayerStates,
     attention_layers,
@@ -36,11 +36,13 @@ from fsr.signals.attention import (
     received_attention,
     record_layers,
 )
+from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Adapter", "Encoded", "Modality", "TowerStates", "Units"]
 
 Modality = Literal["image", "video"]
+PatchHead = Callable[[Tensor], Tensor]
 MODALITIES: tuple[Modality, ...] = ("image", "video")
 PIXELS = frozenset({"pixel_values", "pixel_values_images", "pixel_values_videos"})
 
@@ -52,12 +54,18 @@ class TowerStates:
     saliency: float32 [T, P] or None.
     extra: other signals of the taps by name, [T, P] or [T, P, C].
     signals: what the method asks for. patch_layer: hidden state that the relevance head reads (-1 or -2).
+    patch_head: what the relevance head does to the states of a whole tile [T, P, C] before they are packed, or None.
     """
 
     saliency: Tensor | None
     extra: Mapping[str, Tensor]
     signals: frozenset[str]
     patch_layer: int
+    patch_head: PatchHead | None = None
+
+    def read_patches(self, states: Tensor) -> Tensor:
+        """[T, P, C] as the relevance head wants to get them, packed afterwards."""
+        return states if self.patch_head is None else self.patch_head(states)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Encoded:
     output: the model's own output object; its type and extra fields (deepstack) are reused when features are handed
         back.
     timings: milliseconds by stage ("vision_tower", "saliency", ...).
+    placeholders: per unit, how many placeholders the prompt has for it, where that differs from N.
     """
 
     modality: Modality
@@ -89,6 +98,7 @@ class Encoded:
     patches: list[Tensor] | None
     output: Any
     timings: Mapping[str, float] = field(default_factory=dict)
+    placeholders: tuple[int, ...] | None = None
 
 
 class Adapter(ABC):
@@ -106,6 +116,8 @@ class Adapter(ABC):
     position_policy: ClassVar[Literal["repack", "original"]] = "repack"
     chunked_prefill: ClassVar[bool] = True
     forward_position_offset: ClassVar[int] = 0
+    paired_text_tower: ClassVar[bool] = True
+    announcement: ClassVar[str] = ""
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -130,6 +142,12 @@ class Adapter(ABC):
             if isinstance(tower := getattr(self.base, name, None), nn.Module):
                 return tower
         raise UnsupportedModelError(f"{self.name}: no vision tower found in {type(self.base).__name__}.")
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        size: Any = self.vision_tower.config.patch_size  # type: ignore[union-attr]
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
     def saliency_layer(self) -> int:
@@ -168,7 +186,7 @@ class Adapter(ABC):
     def placeholder_counts(self, encoded: Encoded) -> list[int]:
         """How many placeholders each unit fills in the prompt as the processor wrote it (differs from N for few
         families)."""
-        return [unit.count for unit in encoded.units]
+        return [unit.count for unit in encoded.units] if encoded.placeholders is None else list(encoded.placeholders)
 
     # ---------------------------------------------------------------------------------------------- same for nearly all
 
@@ -192,7 +210,13 @@ class Adapter(ABC):
         """True if the call carries any picture or clip."""
         return any(inputs.get(name) is not None for name in PIXELS)
 
-    def encode(self, inputs: Mapping[str, Any], signals: frozenset[str], patch_layer: int = -2) -> list[Encoded]:
+    def encode(
+        self,
+        inputs: Mapping[str, Any],
+        signals: frozenset[str],
+        patch_layer: int = -2,
+        patch_head: PatchHead | None = None,
+    ) -> list[Encoded]:
         """Run the model's own `get_image_features` / `get_video_features` once and collect the signals that the method
         needs."""
         found = []
@@ -200,17 +224,20 @@ class Adapter(ABC):
             names = self.feature_arguments(modality)
             given = {n: inputs[n] for n in names if inputs.get(n) is not None}
             if PIXELS & set(given):
-                found.append(self._encode(modality, given, inputs, signals, patch_layer))
+                found.append(self._encode(modality, given, inputs, signals, patch_layer, patch_head))
         return found
 
-    def hand_over(self, encoded: Encoded, selections: list[Selection]) -> Any:
-        """A new, small output object of the model's own type that holds only the selected features (for
-        `mm_encoder_outputs`)."""
+    def hand_over(self, encoded: Encoded, selections: list[Selection], samples: Sequence[int] | None = None) -> Any:
+        """A new, small output object of the model's own type that holds only the selected features.
+
+        samples: batch row of each unit. The result is what `mm_encoder_outputs` takes.
+        """
         return rebuild(
             encoded.output,
             [s.features for s in selections],
             [s.rows for s in selections],
             [u.count for u in encoded.units],
+            samples,
         )
 
     @property
@@ -227,6 +254,7 @@ class Adapter(ABC):
         inputs: Mapping[str, Any],
         signals: frozenset[str],
         patch_layer: int,
+        patch_head: PatchHead | None = None,
     ) -> Encoded:
         run = getattr(self.base, f"get_{modality}_features")
         taps = {name: layer for name, layer in self.tapped_layers().items() if name in signals}
@@ -235,13 +263,13 @@ class Adapter(ABC):
         tower = self.vision_tower
         started = perf_counter()
         with eager_if_compiled(tower), record_layers(tower, sorted(set(taps.values()))) as states:
-            output = run(**given, return_dict=True)
-        _wait(self.device)
+            output = _ran(run, given)
+        wait(self.device)
         encoded = perf_counter()
         read = {name: self.signal_of(name, states(layer)) for name, layer in taps.items()}
-        seen = TowerStates(read.pop("saliency", None), read, signals, patch_layer)
+        seen = TowerStates(read.pop("saliency", None), read, signals, patch_layer, patch_head)
         units = self.units(modality, output, seen, inputs)
-        _wait(self.device)
+        wait(self.device)
         timings = {"vision_tower": 1e3 * (encoded - started), "saliency": 1e3 * (perf_counter() - encoded)}
         return Encoded(modality, units.tokens, units.patches, output, timings)
 
@@ -260,8 +288,15 @@ class Adapter(ABC):
         return received_attention(states.q, states.k, states.scale, states.segments)
 
 
-def _wait(device: torch.device) -> None:
-    """CUDA runs behind Python: without waiting, times by stage would mean nothing. Costs one sync per stage and image
-    batch."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _ran(run: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The model's own encoding; what it says about pixels it cannot take becomes one error with a hint."""
+    try:
+        return run(**given, return_dict=True)
+    except (FSRError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in given.items() if isinstance(v, Tensor))
+        first = " ".join(str(error).split())[:200]
+        raise FeatureError(
+            f"the vision side cannot take these inputs ({shapes}): {first}: use the processor of this model."
+        ) from error

@@ -15,32 +15,46 @@ __all__ = ["entries", "fresh", "rebuild", "split_rows"]
 
 
 def entries(pooled: Any) -> list[Tensor]:
-    """The entries of a `pooler_output`, each [N_i, D]: items of a list or tuple, or rows of a [n, N, D] tensor."""
+    """The entries of a `pooler_output`, each [N_i, D] or [T, n, D]: items of a list, rows of a tensor."""
     return [e for e in pooled]
 
 
 def split_rows(pooled: Any, counts: Sequence[int]) -> list[Tensor]:
     """All rows of a `pooler_output` in order, cut again into units of `counts` rows (tiles joined into images, samples
     cut)."""
-    rows = pooled.flatten(0, -2) if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+    rows = torch.cat([entry.flatten(0, -2) for entry in entries(pooled)])
     return list(rows.split(list(counts)))
 
 
-def rebuild(output: Any, features: Sequence[Tensor], rows: Sequence[Tensor], counts: Sequence[int]) -> Any:
+def rebuild(
+    output: Any,
+    features: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    counts: Sequence[int],
+    samples: Sequence[int] | None = None,
+) -> Any:
     """A new output of the same type with only the selected features: the old one would keep all tower states alive.
 
-    features: per unit [K_i, D]; rows: per unit long [K_i] into its N_i tokens; counts: N_i.
-    A tensor container becomes [sum K, 1, D]: it passes the models' count check, their flattening and beam expansion for
-    any mix of K. Deepstack features (per layer, per unit) are gathered at the same rows.
+    features: per unit [K_i, D]; rows: per unit long [K_i] into its N_i tokens; counts: N_i; samples: per unit its
+        batch row.
+    The units of a row become one entry (releases before 5.23 repeat entries for beams one by one, which would mix up
+    the pictures of a row). A tensor container becomes [rows, K, D], or [sum K, 1, D] if rows differ in K: it passes
+    the models' count check, their flattening and beam expansion. Deepstack features (per layer) are gathered alike.
     """
-    pooled: Any = list(features)
+    owners = list(range(len(features))) if samples is None else list(samples)
+
+    def joined(units: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([u for u, o in zip(units, owners) if o == owner]) for owner in dict.fromkeys(owners)]
+
+    pooled: Any = joined(features)
     if isinstance(output.pooler_output, Tensor):
-        pooled = torch.cat(pooled).unsqueeze(1)
+        even = len({len(p) for p in pooled}) == 1
+        pooled = torch.stack(pooled) if even else torch.cat(pooled).unsqueeze(1)
     extra = {}
     deep = getattr(output, "deepstack_features", None)
     if deep is not None:
         extra["deepstack_features"] = [
-            [unit[r.to(unit.device)] for unit, r in zip(split_rows(layer, counts), rows)] for layer in deep
+            joined([unit[r.to(unit.device)] for unit, r in zip(split_rows(layer, counts), rows)]) for layer in deep
         ]
     return type(output)(pooler_output=pooled, **extra)
 

@@ -1,0 +1,380 @@
+"""Tiny random models of every family with hand-made prompts: two pictures, one picture and none, and clips where there
+are any.
+
+Prompts are written by hand as token numbers, so no tokenizer and no torchvision is needed: `PAD` 0, words below 60,
+then the marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+import tiny
+
+VOCAB, PAD, IMAGE, VIDEO, OPEN, CLOSE, BREAK = 80, 0, 70, 71, 72, 73, 74
+LABELS = 60  # names of tiles: 60 is the whole view, 61 ... are crops
+SIDE, PATCH = 32, 8  # 4 x 4 patches per tile
+
+
+@dataclass(frozen=True)
+class Family:
+    """build(attention) -> model; pictures(n, seed) -> vision keyword arguments for n pictures; clip(seed) likewise or
+    None.
+
+    marks: what stands around the placeholders of one picture (a function of the picture's number of tokens).
+    types: name of the per-token types that the model reads, or None.
+    """
+
+    name: str
+    build: Callable[[str], Any]
+    pictures: Callable[[int, int], dict[str, Any]]
+    clip: Callable[[int], dict[str, Any]] | None = None
+    marks: Callable[[int], list[int]] = lambda n: [OPEN, *[IMAGE] * n, CLOSE]
+    video_marks: Callable[[int], list[int]] = lambda n: [OPEN, *[VIDEO] * n, CLOSE]
+    types: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def text(**changes: Any) -> Any:
+    return tiny.llama_config(vocab_size=VOCAB, **changes)
+
+
+def clip_vision(**changes: Any) -> Any:
+    from transformers import CLIPVisionConfig
+
+    size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    return CLIPVisionConfig(**{**size, "image_size": SIDE, "patch_size": PATCH, **changes})
+
+
+def siglip_vision(**changes: Any) -> Any:
+    from transformers import SiglipVisionConfig
+
+    size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    return SiglipVisionConfig(**{**size, "image_size": SIDE, "patch_size": PATCH, "vision_use_head": False, **changes})
+
+
+def gemma_text(kind: str, **changes: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, kind)(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, pad_token_id=PAD, eos_token_id=None,
+        bos_token_id=1, **changes,
+    )  # fmt: skip
+
+
+def made(cls: str, config: Any, attention: str, seed: int = 0) -> Any:
+    import transformers
+
+    config._attn_implementation = attention
+    model = tiny.sharpen(getattr(transformers, cls)(config), seed)
+    # A random model may write placeholders, which no real one does and no run without a cache survives.
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO]
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------------------------- the buil
+
+PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+SIZES = [[40, 60], [64, 40], [30, 30]]
+
+
+def _llava(attention: str) -> Any:
+    from transformers import LlavaConfig
+
+    config = LlavaConfig(
+        vision_config=clip_vision(), text_config=text(), image_token_id=IMAGE, image_seq_length=16,
+        vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return made("LlavaForConditionalGeneration", config, attention)
+
+
+def _llava_next(attention: str) -> Any:
+    from transformers import LlavaNextConfig
+
+    config = LlavaNextConfig(
+        vision_config=clip_vision(), text_config=text(), image_token_id=IMAGE, image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return made("LlavaNextForConditionalGeneration", config, attention)
+
+
+def _llava_next_video(attention: str) -> Any:
+    from transformers import LlavaNextVideoConfig
+
+    config = LlavaNextVideoConfig(
+        vision_config=clip_vision(), text_config=text(), image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS, vision_feature_layer=-2, spatial_pool_mode="average", spatial_pool_stride=2,
+    )  # fmt: skip
+    return made("LlavaNextVideoForConditionalGeneration", config, attention)
+
+
+def _onevision(attention: str) -> Any:
+    from transformers import LlavaOnevisionConfig
+
+    config = LlavaOnevisionConfig(
+        vision_config=siglip_vision(), text_config=text(), image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )  # fmt: skip
+    return made("LlavaOnevisionForConditionalGeneration", config, attention)
+
+
+def _qwen(version: str) -> Callable[[str], Any]:
+    def build(attention: str) -> Any:
+        import transformers
+
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        language = dict(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=512, rope_parameters=rope, pad_token_id=PAD,
+            bos_token_id=1, eos_token_id=None,
+        )  # fmt: skip
+        vision = dict(depth=4, num_heads=4, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+        if version == "2":
+            vision |= dict(embed_dim=32, hidden_size=32, mlp_ratio=2)
+        elif version == "2_5":
+            vision |= dict(
+                hidden_size=32, intermediate_size=48, out_hidden_size=32, window_size=16, tokens_per_second=2
+            )
+            vision |= dict(fullatt_block_indexes=[1, 3])
+        else:
+            vision |= dict(hidden_size=32, intermediate_size=48, out_hidden_size=32, num_position_embeddings=64)
+            vision |= dict(deepstack_visual_indexes=[0, 2])
+            language |= dict(head_dim=8)
+        stem = {"2": "Qwen2VL", "2_5": "Qwen2_5_VL", "3": "Qwen3VL"}[version]
+        config = getattr(transformers, f"{stem}Config")(
+            text_config=language, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+            vision_start_token_id=OPEN, vision_end_token_id=CLOSE,
+        )  # fmt: skip
+        return made(f"{stem}ForConditionalGeneration", config, attention)
+
+    return build
+
+
+def _internvl(attention: str) -> Any:
+    from transformers import InternVLConfig, InternVLVisionConfig
+
+    vision = InternVLVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=[SIDE, SIDE],
+        patch_size=[PATCH, PATCH], use_qk_norm=True,
+    )  # fmt: skip
+    config = InternVLConfig(vision_config=vision, text_config=text(), image_token_id=IMAGE, downsample_ratio=0.5)
+    return made("InternVLForConditionalGeneration", config, attention)
+
+
+def _gemma3(attention: str) -> Any:
+    from transformers import Gemma3Config
+
+    config = Gemma3Config(
+        vision_config=siglip_vision(patch_size=4), text_config=gemma_text("Gemma3TextConfig", query_pre_attn_scalar=8,
+        sliding_window=64), image_token_id=IMAGE, mm_tokens_per_image=16, boi_token_index=OPEN, eoi_token_index=CLOSE,
+    )  # fmt: skip
+    return made("Gemma3ForConditionalGeneration", config, attention)
+
+
+def _paligemma(attention: str) -> Any:
+    from transformers import PaliGemmaConfig
+
+    config = PaliGemmaConfig(
+        vision_config=siglip_vision(projection_dim=32), text_config=gemma_text("GemmaConfig"), image_token_id=IMAGE,
+        projection_dim=32,
+    )  # fmt: skip
+    return made("PaliGemmaForConditionalGeneration", config, attention)
+
+
+def _tiled(stem: str) -> Callable[[str], Any]:
+    def build(attention: str) -> Any:
+        import transformers
+
+        size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+        vision = getattr(transformers, f"{stem}VisionConfig")(**size, image_size=SIDE, patch_size=PATCH)
+        config = getattr(transformers, f"{stem}Config")(
+            vision_config=vision, text_config=text(), image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
+        )
+        return made(f"{stem}ForConditionalGeneration", config, attention)
+
+    return build
+
+
+# ------------------------------------------------------------------------------------------------------------- the pict
+
+
+def _each(seed: int, n: int, *shape: int) -> torch.Tensor:
+    """Picture i of a batch depends on seed + i alone, so that a row can be made again by itself."""
+    return torch.stack([noise(seed + i, *shape) for i in range(n)])
+
+
+def _plain(n: int, seed: int) -> dict[str, Any]:
+    return {"pixel_values": _each(seed, n, 3, SIDE, SIDE)}
+
+
+def _anyres(n: int, seed: int) -> dict[str, Any]:
+    sizes = torch.tensor([SIZES[(seed + i) % len(SIZES)] for i in range(n)])
+    return {"pixel_values": _each(seed, n, 5, 3, SIDE, SIDE), "image_sizes": sizes}
+
+
+def _frames(seed: int) -> dict[str, Any]:
+    return {"pixel_values_videos": _each(seed, 1, 3, 3, SIDE, SIDE)}
+
+
+GRIDS = [[1, 8, 12], [1, 6, 8], [1, 8, 8]]
+
+
+def _packed(n: int, seed: int) -> dict[str, Any]:
+    grids = [GRIDS[(seed + i) % len(GRIDS)] for i in range(n)]
+    patches = [noise(seed + i, h * w, 96) for i, (_, h, w) in enumerate(grids)]
+    return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
+
+
+def _packed_clip(seed: int) -> dict[str, Any]:
+    return {"pixel_values_videos": noise(seed, 2 * 4 * 6, 96), "video_grid_thw": torch.tensor([[2, 4, 6]])}
+
+
+def _tiles(n: int, seed: int) -> dict[str, Any]:
+    """InternVL: pictures with an odd seed have two crops side by side and their thumbnail, the others one tile."""
+    groups = []
+    for i in range(n):
+        tiles = noise(seed + i, 2 if (seed + i) % 2 else 1, 3, SIDE, SIDE)
+        if len(tiles) == 2:
+            small = torch.nn.functional.avg_pool2d(torch.cat([tiles[0], tiles[1]], -1)[None], (1, 2))
+            tiles = torch.cat([tiles, small])
+        groups.append(tiles)
+    return {"pixel_values": torch.cat(groups), "tiles": [len(g) for g in groups]}
+
+
+def _crops(n: int, seed: int) -> dict[str, Any]:
+    """SmolVLM: pictures of 2 x 2 crops and a whole view, or the whole view alone. `tiles` is for the prompt."""
+    tiles = [5 if (seed + i) % 2 else 1 for i in range(n)]
+    pixels = torch.cat([noise(seed + i, t, 3, SIDE, SIDE) for i, t in enumerate(tiles)])
+    return {"pixel_values": pixels, "tiles": tiles}
+
+
+def _crop_marks(n: int) -> list[int]:
+    """`<fake><row_1_col_1>....<fake>` around every tile of four tokens, a break after each row of two crops."""
+    tokens = [IMAGE] * 4
+    if n == 4:
+        return [OPEN, LABELS, *tokens, OPEN]
+    crops: list[int] = []
+    for number in range(4):
+        crops += [OPEN, LABELS + 1 + number, *tokens]
+        crops += [BREAK] if number % 2 else []
+    return [*crops, BREAK, OPEN, LABELS, *tokens, OPEN]
+
+
+def _stamped(n: int) -> list[int]:
+    """Qwen3-VL: each of two frames in a run of its own, with a time stamp before it."""
+    return [20, OPEN, *[VIDEO] * (n // 2), CLOSE, 21, OPEN, *[VIDEO] * (n // 2), CLOSE]
+
+
+FAMILIES = {
+    f.name: f
+    for f in [
+        Family("llava", _llava, _plain),
+        Family("llava-next", _llava_next, _anyres),
+        Family("llava-next-video", _llava_next_video, _anyres, _frames),
+        Family("llava-onevision", _onevision, _anyres, _frames),
+        Family("qwen2-vl", _qwen("2"), _packed, _packed_clip, types="mm_token_type_ids"),
+        Family("qwen2.5-vl", _qwen("2_5"), _packed, _packed_clip, types="mm_token_type_ids"),
+        Family("qwen3-vl", _qwen("3"), _packed, _packed_clip, video_marks=_stamped, types="mm_token_type_ids"),
+        Family("internvl", _internvl, _tiles),
+        Family("gemma3", _gemma3, _plain, types="token_type_ids"),
+        Family("paligemma", _paligemma, _plain, types="token_type_ids"),
+        Family("smolvlm", _tiled("SmolVLM"), _crops, marks=_crop_marks),
+        Family("idefics3", _tiled("Idefics3"), _crops, marks=_crop_marks),
+    ]
+}
+
+
+@cache
+def model_of(name: str, attention: str = "sdpa") -> Any:
+    """One model per family and attention, shared by all tests: read-only."""
+    return FAMILIES[name].build(attention)
+
+
+# -------------------------------------------------------------------------------------------------------------- the pro
+
+
+def prompts(
+    name: str, rows: list[tuple[int, int]], seed: int = 0, clip_seed: int = 50, first: int = 0, side: str = "left"
+) -> dict[str, Any]:
+    """A padded batch. rows: (pictures, clips) of each row. The pictures of a row come first, then its clips.
+
+    first: number of the first row (the texts depend on it), to make a row of another batch again by itself.
+    """
+    family, model = FAMILIES[name], model_of(name)
+    images = family.pictures(sum(n for n, _ in rows), seed) if any(n for n, _ in rows) else {}
+    clips = [family.clip(clip_seed + i) for i in range(sum(v for _, v in rows))] if family.clip else []
+    inputs: dict[str, Any] = {}
+    lengths: dict[str, list[int]] = {"image": [], "video": []}
+    tiles = images.pop("tiles", None)
+    if images:
+        inputs |= images
+        lengths["image"] = _lengths(model, "image", images) if tiles is None else [4 * t for t in tiles]
+    if name in ("smolvlm", "idefics3") and tiles:
+        inputs["pixel_values"] = _by_row(images["pixel_values"], tiles, [n for n, _ in rows])
+    if name == "llava-onevision" and images:
+        inputs["batch_num_images"] = torch.tensor([n for n, _ in rows if n])
+        lengths["image"] = _lengths(model, "image", {**images, "batch_num_images": inputs["batch_num_images"]})
+    for key in clips[0] if clips else ():
+        inputs[key] = torch.cat([c[key] for c in clips])
+    if clips:
+        lengths["video"] = _lengths(model, "video", {k: inputs[k] for k in clips[0]})
+    texts = []
+    for i, (n, v) in enumerate(rows, first):
+        ids = [1, 5 + i, 6]
+        for _ in range(n):
+            ids += [*family.marks(lengths["image"].pop(0)), 9 + i]
+        for _ in range(v):
+            ids += [*family.video_marks(lengths["video"].pop(0)), 12]
+        texts.append([*ids, *range(30, 34 + i)])
+    width = max(map(len, texts))
+    ids = torch.full((len(texts), width), PAD)
+    mask = torch.zeros_like(ids)
+    for i, t in enumerate(texts):
+        where = slice(width - len(t), None) if side == "left" else slice(0, len(t))
+        ids[i, where], mask[i, where] = torch.tensor(t), 1
+    inputs |= {"input_ids": ids, "attention_mask": mask}
+    if family.types:
+        inputs[family.types] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        if name == "paligemma":  # 0 is the prefix, and all of a prompt is prefix
+            inputs[family.types].zero_()
+    return inputs
+
+
+def _lengths(model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
+    with torch.no_grad():
+        pooled = getattr(model.model, f"get_{modality}_features")(**inputs, return_dict=True).pooler_output
+    return [e.numel() // e.shape[-1] for e in pooled]
+
+
+def _by_row(tiles: torch.Tensor, counts: list[int], rows: list[int]) -> torch.Tensor:
+    """Tiles dealt out to rows and padded with empty ones, [B, most, 3, H, W]."""
+    groups, at = [], 0
+    for n in rows:
+        size = sum(counts[:n])
+        counts = counts[n:]
+        groups.append(tiles[at : at + size])
+        at += size
+    return torch.nn.utils.rnn.pad_sequence(groups, batch_first=True)
+
+
+def mixed(name: str) -> list[tuple[int, int]]:
+    """Two pictures; one picture, with a clip where the family has them; text alone."""
+    return [(2, 0), (1, 1 if FAMILIES[name].clip else 0), (0, 0)]
+
+
+def row_alone(name: str, rows: list[tuple[int, int]], row: int) -> dict[str, Any]:
+    """Row `row` of `prompts(name, rows)`, unpadded."""
+    before = rows[:row]
+    return prompts(name, [rows[row]], sum(n for n, _ in before), 50 + sum(v for _, v in before), row)
