@@ -1,0 +1,31 @@
+"""`fsr ablate`: what each choice inside Focus-Scan-Refine is worth, one at a time."""
+
+from __future__ import annotations
+
+import argparse
+
+from fsr.cli.compare import add_benchmark_arguments, budgets, check_targets, open_runner, report
+from fsr.cli.options import build_method
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fsr ablate`."""
+    parser.add_argument(
+        "--option", action="append", metavar="NAME=VALUE", help="option of the base, repeatable (alpha=2)"
+    )
+    add_benchmark_arguments(parser, keep="32,16,8", split="validation")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything that can be wrong with the arguments is checked before the model is loaded."""
+    bases = [build_method("fsr", keep, args.option) for keep in budgets(args.keep)]
+    plot, out = check_targets(args)
+    from fsr.evaluation.ablation import ablate
+    from fsr.evaluation.tables import ablation_table, text
+
+    result = ablate(open_runner(args), bases, args.positions)
+    if plot is not None:
+        from fsr.evaluation.plots import plot_ablation
+
+        plot_ablation(result, plot)
+    return report(args, result, out, [text(ablation_table(result)) + "\n"])

@@ -1,0 +1,130 @@
+"""`fsr compare`: which pruning method keeps the right answers, on a fixed set of questions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fsr.cli.options import keep_values
+from fsr.errors import UsageError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fsr compare`."""
+    parser.add_argument(
+        "--methods",
+        default="fsr,random,grid,pool,saliency,relevance,farthest",
+        help="separated by commas, or `all`; fsr always runs, the others are paired with it",
+    )
+    add_benchmark_arguments(parser, keep="48,32,16,8", split="test")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: str) -> None:
+    """What `compare` and `ablate` share."""
+    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument("--keep", default=keep, help="budgets, separated by commas")
+    parser.add_argument("--questions", type=int, default=2000, help="how many, a multiple of 8")
+    parser.add_argument("--seed", type=int, default=0, help="of the question set")
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
+    )
+    parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="write a plot (.png, .svg or .pdf)")
+    parser.add_argument("--resume-dir", metavar="DIR", help="keep partial results there and go on from them")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything that can be wrong with the arguments is checked before the model is loaded."""
+    from fsr.evaluation.trials import contenders, trials_of
+
+    names, keeps = contenders(args.methods), budgets(args.keep)
+    for name in names:
+        for keep in keeps:
+            trials_of(name, keep)
+    markdown = target(args.markdown, (".md",))
+    plot, out = check_targets(args)
+    from fsr.evaluation.comparison import compare
+    from fsr.evaluation.tables import comparison_tables, text
+    from fsr.evaluation.tables import markdown as as_markdown
+
+    result = compare(open_runner(args), names, keeps, args.positions)
+    tables = comparison_tables(result)
+    if markdown is not None:
+        parts = [f"{title}:\n\n{as_markdown(rows)}\n" for title, rows in tables.items()]
+        markdown.write_text("\n".join(parts), encoding="utf-8")
+    if plot is not None:
+        from fsr.evaluation.plots import plot_comparison
+
+        plot_comparison(result, plot)
+    return report(args, result, out, [f"{title}\n{text(rows)}\n" for title, rows in tables.items()])
+
+
+def budgets(text: str) -> list[int | float]:
+    """At least one budget."""
+    keeps = keep_values(text)
+    if not keeps:
+        raise UsageError(f"--keep {text!r} holds no budget: give numbers separated by commas (48,32,16,8).")
+    return list(dict.fromkeys(keeps))
+
+
+def target(path: str | None, suffixes: tuple[str, ...]) -> Path | None:
+    """A file to be written, checked before the work begins."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if file.suffix.lower() not in suffixes or not file.parent.is_dir():
+        raise UsageError(f"cannot write {path!r}: give a {' or '.join(suffixes)} file in a folder that exists.")
+    return file
+
+
+def check_targets(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """(plot, JSON file); no file for `--json` alone."""
+    plot = Path(args.plot).expanduser() if args.plot else None
+    if plot is not None:
+        from fsr.evaluation.plots import check_target
+
+        check_target(plot)
+    return plot, target(args.json if args.json != "-" else None, (".json",))
+
+
+def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The model and the question set of the command line."""
+    from transformers.utils import logging
+
+    from fsr.evaluation.question_set import build
+    from fsr.evaluation.runner import Runner
+    from fsr.models import load
+
+    questions = build(args.split, args.seed, args.questions)
+    logging.set_verbosity_error()
+    model, processor = load(args.model, args.device)
+    resume = Path(args.resume_dir).expanduser() if args.resume_dir else None
+    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty())
+
+
+def report(args: argparse.Namespace, result: dict, out: Path | None, tables: list[str]) -> int:
+    """Print the tables, or one JSON object and nothing else."""
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.json == "-":
+        print(json.dumps(result))
+        return 0
+    q = result["questions"]
+    print(
+        f"{q['count']} questions on {q['pictures']} pictures ({q['split']} split, seed {q['seed']}, {q['sha256'][:12]})"
+    )
+    if q["note"]:
+        print(f"note  {q['note']}")
+    print(f"solved by the unpruned model: {', '.join(result['solved_kinds']) or 'none'}\n")
+    print("\n".join(tables))
+    for file in (args.json, args.plot, getattr(args, "markdown", None)):
+        if file:
+            print(f"saved  {file}")
+    return 0

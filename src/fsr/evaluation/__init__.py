@@ -1,0 +1,1 @@
+"""Questions, scores and paired statistics that tell pruning methods apart."""

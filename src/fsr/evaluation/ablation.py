@@ -1,0 +1,107 @@
+"""`fsr ablate` without the command line: one option of FSR at a time, everything else as in the base (Figure 5 of
+arXiv 2602.05809, and every point that the paper leaves open)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+from fsr.evaluation.comparison import about
+from fsr.evaluation.runner import Runner
+from fsr.evaluation.score import Scorer
+from fsr.evaluation.trials import Trial, unpruned
+from fsr.methods import FSR
+from fsr.prepare import Positions
+
+__all__ = ["VARIANTS", "Variant", "ablate"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: options that differ from the base, and what lies outside the method."""
+
+    group: str
+    label: str
+    options: tuple[tuple[str, Any], ...] = ()
+    positions: Positions | None = None
+    sign: int = 1
+
+    def trial(self, base: FSR, positions: Positions) -> Trial:
+        """The run at the base's budget."""
+        return Trial(self.label, replace(base, **dict(self.options)), self.positions or positions, self.sign)
+
+
+def _sweep(group: str, option: str, values: Sequence[Any]) -> list[Variant]:
+    return [Variant(group, str(v), ((option, v),)) for v in values]
+
+
+VARIANTS: list[Variant] = [
+    *[
+        Variant("exponents of relevance, saliency", f"{a}, {b}", (("alpha", a), ("beta", b)))
+        for a, b in ((0, 1), (1, 0), (1, 1), (3, 1))
+    ],
+    Variant("stages", "all three"),
+    Variant("stages", "no Focus", (("max_focus", 0),)),
+    # All priority mass is wanted, so Focus takes the whole budget.
+    Variant("stages", "no Scan", (("rho", 1), ("focus_mass", "all"), ("max_focus", 1))),
+    Variant("stages", "no Refine", (("kappa", 0),)),
+    *_sweep("kappa", "kappa", (0, 1, 5)),
+    *_sweep("rho", "rho", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
+    *_sweep("focus_mass", "focus_mass", ("all", "top_k")),
+    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.7, 1)),
+    Variant("sign of relevance", "as measured"),
+    Variant("sign of relevance", "turned round", sign=-1),
+    *_sweep("distance features", "distance", ("projected", "encoder")),
+    *_sweep("normalise", "normalise", ("minmax", "rank", "softmax")),
+    Variant("positions", "repack", positions="repack"),
+    Variant("positions", "original", positions="original"),
+]
+
+
+def ablate(
+    runner: Runner,
+    bases: Sequence[FSR],
+    positions: Positions = "auto",
+    variants: Sequence[Variant] = tuple(VARIANTS),
+) -> dict[str, Any]:
+    """Score every variant at every budget and pair it with the base.
+
+    bases: the method at each budget. Variants that equal the base share its run.
+    """
+    started = perf_counter()
+    plan = [(v, base.keep, v.trial(base, positions)) for base in bases for v in variants]
+    base_trials = {base.keep: Trial("base", base, positions) for base in bases}
+    trials = {trial.key: trial for trial in base_trials.values()}
+    for _, _, trial in plan:
+        trials.setdefault(trial.key, trial)
+    runner.encode(list(trials.values()))
+    (full,) = runner.run([unpruned(positions)])
+    scorer = Scorer(runner.questions, full)
+    runs = dict(zip(trials, runner.run(list(trials.values()))))
+    reference = {keep: runs[trial.key] for keep, trial in base_trials.items()}
+    rows = []
+    for variant, keep, trial in plan:
+        run = runs[trial.key]
+        rows.append(
+            {
+                "group": variant.group,
+                "variant": variant.label,
+                "keep": keep,
+                "is_base": run is reference[keep],
+                "settings": trial.settings,
+                **scorer.summary([run], None if run is reference[keep] else reference[keep], "against_base"),
+            }
+        )
+    return {
+        **about(runner),
+        "seconds": round(perf_counter() - started, 1),
+        "solved_kinds": scorer.solved,
+        "unpruned": scorer.summary([full]),
+        "base": [
+            {"keep": keep, "settings": trial.settings, **scorer.summary([reference[keep]])}
+            for keep, trial in base_trials.items()
+        ],
+        "results": rows,
+    }

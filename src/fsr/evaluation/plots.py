@@ -1,0 +1,127 @@
+"""The plots of `compare` and `ablate` (needs the extra `plot`). Colours are Okabe and Ito's; markers and line styles
+differ too, so that colour is never the only difference."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from fsr.errors import UsageError
+from fsr.evaluation.question_set import KINDS
+
+__all__ = ["check_target", "plot_ablation", "plot_comparison"]
+
+# fsr first, then in order of appearance.
+_COLORS = ["#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#8c8c8c"]
+_MARKERS = "osv^DPX*<>"
+_LINES = ["-", "--", ":", "-."]
+
+
+def check_target(path: Path) -> None:
+    """Raise `UsageError` now rather than after minutes of work: no matplotlib, no such folder, or no picture format."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError("plots need matplotlib: pip install 'fsr-vlm[plot]'.") from error
+    if path.suffix.lower() not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise UsageError(f"cannot plot to {str(path)!r}: give a .png, .svg or .pdf file in a folder that exists.")
+
+
+def _style(i: int, name: str) -> dict[str, Any]:
+    return {
+        "color": _COLORS[i % len(_COLORS)],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "linestyle": _LINES[i // len(_COLORS) % len(_LINES)] if name != "fsr" else "-",
+        "linewidth": 2.6 if name == "fsr" else 1.4,
+        "markersize": 7 if name == "fsr" else 5,
+        "zorder": 5 if name == "fsr" else 3,
+    }
+
+
+def plot_comparison(result: dict[str, Any], path: Path) -> None:
+    """Accuracy by budget for every contender: all kinds together with intervals, and one small panel per kind."""
+    from matplotlib.figure import Figure
+
+    rows, full = result["results"], result["unpruned"]
+    names = list(dict.fromkeys(r["method"] for r in rows))
+    at = {(r["method"], r["keep"]): r for r in rows}
+    keeps = sorted({r["keep"] for r in rows}, key=lambda k: at[names[0], k]["tokens"])
+    tokens = [at[names[0], k]["tokens"] for k in keeps]
+    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    grid = figure.add_gridspec(2, 6, width_ratios=[1.25, 1.25, 1, 1, 1, 1])
+    panels: list[tuple[Any, str | None]] = [(figure.add_subplot(grid[:, :2]), None)]
+    panels += [(figure.add_subplot(grid[i // 4, 2 + i % 4]), kind) for i, kind in enumerate(KINDS)]
+    for axes, kind in panels:
+        level = full["accuracy"]["value"] if kind is None else full["accuracy_by_kind"][kind]
+        blind = result["questions"]["majority_by_kind"]
+        guess = sum(blind.values()) / len(blind) if kind is None else blind[kind]
+        axes.axhline(100 * level, color="#555555", linewidth=1, linestyle=(0, (6, 3)), label="unpruned")
+        axes.axhline(100 * guess, color="#bbbbbb", linewidth=1, linestyle=(0, (1, 2)), label="most frequent answer")
+        for i, name in enumerate(names):
+            here = [at[name, k] for k in keeps]
+            if kind is not None:
+                axes.plot(tokens, [100 * r["accuracy_by_kind"][kind] for r in here], **_style(i, name))
+                continue
+            values = [100 * r["accuracy"]["value"] for r in here]
+            axes.plot(tokens, values, label="FSR" if name == "fsr" else name, **_style(i, name))
+            if name == "fsr":
+                low, high = ([100 * r["accuracy"][end] for r in here] for end in ("low", "high"))
+                axes.fill_between(tokens, low, high, color="#000000", alpha=0.12, linewidth=0, zorder=1)
+        solved = kind is None or kind in result["solved_kinds"]
+        axes.set_title("all kinds" if kind is None else kind if solved else f"{kind} (not solved)", fontsize=11)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(tokens, [f"{t:g}" for t in tokens])
+        axes.minorticks_off()
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if kind is not None:
+            axes.set_ylim(0, 104)
+    first = panels[0][0]
+    first.set_ylabel("correct answers, %")
+    first.set_xlabel(f"visual tokens kept of {full['tokens']:.0f}")
+    handles = first.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(9, len(names) + 2), frameon=False, fontsize=10)
+    q = result["questions"]
+    figure.suptitle(f"{q['count']} questions on {q['pictures']} pictures, {q['split']} split", fontsize=12)
+    figure.savefig(path, dpi=120)
+
+
+def plot_ablation(result: dict[str, Any], path: Path) -> None:
+    """One panel per option: accuracy of each value at each budget; the base is ringed."""
+    from matplotlib.figure import Figure
+
+    rows = result["results"]
+    groups = list(dict.fromkeys(r["group"] for r in rows))
+    keeps = list(dict.fromkeys(r["keep"] for r in rows))
+    columns = 4
+    lines = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(13, 2.9 * lines), layout="constrained")
+    axes_list = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axes, group in zip(axes_list, groups):
+        here = [r for r in rows if r["group"] == group]
+        labels = list(dict.fromkeys(r["variant"] for r in here))
+        for i, keep in enumerate(keeps):
+            at = {r["variant"]: r for r in here if r["keep"] == keep}
+            values = [100 * at[v]["accuracy"]["value"] for v in labels]
+            errors = [[abs(100 * at[v]["accuracy"][e] - y) for v, y in zip(labels, values)] for e in ("low", "high")]
+            style = {k: v for k, v in _style(i, "").items() if k not in ("zorder",)}
+            style["color"] = ["#000000", "#0072b2", "#d55e00", "#009e73"][i % 4]
+            label = f"{keep} tokens" if axes is axes_list[0] else None
+            axes.errorbar(range(len(labels)), values, yerr=errors, capsize=2, elinewidth=0.8, label=label, **style)
+            ringed = [j for j, v in enumerate(labels) if at[v]["is_base"]]
+            axes.plot(ringed, [values[j] for j in ringed], "o", markersize=13, markerfacecolor="none", color="#888888")
+        axes.set_title(group, fontsize=10)
+        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12)
+    for axes in axes_list[len(groups) :]:
+        axes.set_visible(False)
+    for axes in axes_list[::columns]:
+        axes.set_ylabel("correct answers, %")
+    figure.legend(loc="outside lower center", ncols=len(keeps), frameon=False)
+    q = result["questions"]
+    title = f"FSR, one option at a time (ring: the base): {q['count']} questions, {q['split']} split"
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,221 @@
+"""Ask a model the whole question set under many trials: every picture is encoded once, every answer comes through
+`prepare` and the model's own `generate`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from fsr.adapters import find
+from fsr.encoding import EncodedPrompt, encode
+from fsr.evaluation.question_set import QuestionSet
+from fsr.evaluation.record import Outcome, RecordFile
+from fsr.evaluation.trials import Trial
+from fsr.methods import Method
+from fsr.prepare import prepare
+from fsr.signals.relevance import RelevanceScorer, find_twin
+from fsr.tokens import Selection
+
+__all__ = ["Runner", "model_hash"]
+
+BATCH = 64  # questions, at least; pictures are never split
+LONGEST_ANSWER = 4  # tokens: two letters and the end
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions that are asked together.
+
+    items: their numbers in the set. prompts: `input_ids` and the like, one row per question.
+    seen: the pictures, one per row. asked, big: bool [B, N], tokens on the asked objects, on the big distractor.
+    """
+
+    items: list[int]
+    prompts: dict[str, Any]
+    seen: EncodedPrompt
+    asked: Tensor
+    big: Tensor
+
+
+class Remembered:
+    """A scorer that scores each picture against each question once; `sign` -1 turns the scores around."""
+
+    def __init__(
+        self, inner: RelevanceScorer, sign: int = 1, known: dict[tuple[int, str], Tensor] | None = None
+    ) -> None:
+        self.inner, self.sign, self.layer = inner, sign, inner.layer
+        self.known = {} if known is None else known
+
+    def __call__(self, patches: Tensor, question: str) -> Tensor:
+        """See `RelevanceScorer`. Pictures are told apart by identity: the runner holds them all the time."""
+        key = (id(patches), question)
+        if key not in self.known:
+            self.known[key] = self.inner(patches, question)
+        return self.sign * self.known[key]
+
+    def turned(self, sign: int) -> Remembered:
+        """The same memory with another sign."""
+        return Remembered(self.inner, sign, self.known)
+
+
+class Runner:
+    """A model and a question set. `run` may be called again with more trials: pictures stay encoded.
+
+    Args:
+        model, processor: as `fsr.models.load` gives them.
+        questions: the set.
+        resume: folder for partial results, or None. Files are keyed by the set's, the model's and the trial's hash.
+        progress: show a bar on standard error.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, questions: QuestionSet, resume: Path | None = None, progress: bool = False
+    ) -> None:
+        self.model, self.processor, self.questions, self.progress = model, processor, questions, progress
+        self.folder = None
+        if resume is not None:
+            self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}"
+        self._batches: list[Batch] = []
+        self._methods: list[Method] = []
+        self._signals: frozenset[str] = frozenset()
+
+    def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
+        """The outcomes of each trial, in the order of the set."""
+        n = len(self.questions)
+        files = [RecordFile(self._file(trial), trial.settings) for trial in trials]
+        done = sum(len(f.outcomes) for f in files)
+        if done < n * len(trials):
+            self.encode(trials)
+        with torch.no_grad(), tqdm(total=n * len(trials), initial=done, unit="q", disable=not self.progress) as bar:
+            for trial, file in zip(trials, files):
+                bar.set_description(f"{trial.label} {trial.method.keep}")
+                for index, batch in enumerate(self._batches):
+                    if not file.has(batch.items):
+                        new = [i for i in batch.items if i not in file.outcomes]
+                        file.add([o for o in self._ask(trial, index, batch) if o.item in new])
+                        bar.update(len(new))
+        return [file.complete(n) for file in files]
+
+    @torch.no_grad()
+    def encode(self, trials: Sequence[Trial]) -> None:
+        """Encode all pictures with every signal that any of the trials reads; `run` does it where it has not been."""
+        wanted: frozenset[str] = frozenset().union(*(trial.method.signals() for trial in trials))
+        if self._batches and wanted <= self._signals:
+            return
+        self._methods += [trial.method for trial in trials]
+        wanted |= self._signals
+        scorer = Remembered(find_twin(find(self.model))) if "relevance" in wanted else None
+        relevance = "auto" if scorer is None else scorer
+        self._batches = []
+        for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
+            scenes = list(dict.fromkeys(self.questions.items[i].scene for i in items))
+            pictures = [self.questions.picture(s) for s in scenes]
+            one_each = self._prompts(["?"] * len(scenes), pictures)
+            row = [scenes.index(self.questions.items[i].scene) for i in items]
+            seen = encode(self.model, one_each, *self._methods, relevance=relevance).take(row)
+            texts = [self.questions.items[i].question.text for i in items]
+            prompts = self._prompts(texts, [pictures[r] for r in row])
+            self._batches.append(self._batch(items, prompts, seen))
+        self._signals = wanted
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _file(self, trial: Trial) -> Path | None:
+        return None if self.folder is None else self.folder / f"{trial.key}.jsonl"
+
+    def _cuts(self) -> list[list[int]]:
+        """Numbers of questions, batch by batch; questions of one picture stay together."""
+        cuts: list[list[int]] = [[]]
+        for i, item in enumerate(self.questions.items):
+            if len(cuts[-1]) >= BATCH and item.scene != self.questions.items[i - 1].scene:
+                cuts.append([])
+            cuts[-1].append(i)
+        return cuts
+
+    def _prompts(self, texts: list[str], pictures: list[Any]) -> dict[str, Any]:
+        """Chat prompts, padded on the left, on the model's device."""
+        turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t}]}] for t in texts]
+        rendered = [self.processor.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
+        made = self.processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
+        return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in made.items()}
+
+    def _batch(self, items: list[int], prompts: dict[str, Any], seen: EncodedPrompt) -> Batch:
+        units = seen.parts[0].units
+        asked, big = [], []
+        for i, unit in zip(items, units):
+            item = self.questions.items[i]
+            scene = self.questions.scenes[item.scene]
+            owner = torch.from_numpy(scene.owner).to(unit.features.device)
+            boxes = unit.geometry.boxes.nan_to_num(0)  # type: ignore[union-attr]
+            side = owner.shape[0]
+            column, row = (((boxes[:, j] + boxes[:, j + 2]) / 2 * side).long().clamp(0, side - 1) for j in (0, 1))
+            here = owner[row, column]
+            distractors = [j for j, o in enumerate(scene.objects) if o.big and j not in item.question.targets]
+            asked.append(torch.isin(here, here.new_tensor(item.question.targets)))
+            big.append(torch.isin(here, here.new_tensor(distractors)))
+        # Pixels are encoded already; their sizes may still be needed for positions.
+        prompts = {k: v for k, v in prompts.items() if not k.startswith("pixel_values")}
+        return Batch(items, prompts, seen, torch.stack(asked), torch.stack(big))
+
+    def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
+        seen = batch.seen
+        if isinstance(seen.scorer, Remembered):
+            seen = replace(seen, scorer=seen.scorer.turned(trial.sign))
+        questions = [self.questions.items[i].question.text for i in batch.items]
+        ready = prepare(
+            self.model,
+            trial.method_for(index),
+            batch.prompts,
+            questions,
+            positions=trial.positions,
+            encoded=seen,
+        )
+        out = self.model.generate(**ready, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+        texts = self.processor.batch_decode(out[:, ready["input_ids"].shape[1] :], skip_special_tokens=True)
+        return _outcomes(batch, ready.report.selections, texts)
+
+
+def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -> list[Outcome]:
+    found = []
+    units = batch.seen.parts[0].units
+    for b, (item, selection, text) in enumerate(zip(batch.items, selections, texts)):
+        rows = selection.rows
+        directions = normalize(units[b].features.float(), dim=-1)
+        asked, big = batch.asked[b], batch.big[b]
+        nearest = (directions @ directions[rows].T).amax(-1).amin()
+        about, distracted = bool(asked.any()), bool(big.any())
+        found.append(
+            Outcome(
+                item=item,
+                answer=text.strip(),
+                kept=selection.kept,
+                focus=selection.n_focus,
+                scan=selection.n_scan,
+                wanted=selection.focus_wanted,
+                radius=round(float((2 * (1 - nearest)).clamp_min(0).sqrt()), 6),
+                on_asked=round(float(asked[rows].float().mean()), 6) if about else None,
+                on_big=round(float(big[rows].float().mean()), 6) if distracted else None,
+                seen=round(float(asked[rows].sum() / asked.sum()), 6) if about else None,
+            )
+        )
+    return found
+
+
+def model_hash(model: Any) -> str:
+    """sha256 of the weights, and of the paired text tower where the model has one beside it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    head = Path(str(getattr(model, "name_or_path", ""))) / "text_tower"
+    for file in sorted(head.glob("*")) if head.is_dir() else []:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
