@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fsr.adapters.containers import fresh
+from fsr.errors import UsageError
 from fsr.tokens import Selection
 
 __all__ = ["Drop", "InsideReport", "Prepared", "Report"]
@@ -71,6 +72,20 @@ class Report:
     questions: tuple[str | None, ...] | None
     notes: tuple[str, ...] = ()
     inside: InsideReport | None = None
+
+    def show(self, image: Any, which: int = 0, size: int = 720) -> Any:
+        """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
+
+        image: what the model was given; for a clip its frames.
+
+        Raises:
+            UsageError: the call had fewer pictures.
+        """
+        from fsr.view import draw
+
+        if not 0 <= which < len(self.selections):
+            raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")
+        return draw(image, self.selections[which], size)
 
     @property
     def tokens_before(self) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fsr.cli.options import build_method, keep_values, method_names
-from fsr.errors import UsageError
+from fsr.errors import QuestionError, UsageError
 
 # What the paper's figures show where nothing else is asked for.
 FIGURES = {1: ("fsr", "32"), 2: ("visionzip,vispruner,cdpruner,fsr", "24")}
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a report is about one question: put it in quotes, or use --figure.")
     if args.figure == 1 and len(args.question) != 2:
         raise UsageError("figure 1 compares two questions: give both, each in quotes.")
+    if not all(q.strip() for q in args.question):
+        raise QuestionError("the question is empty: write what you want to know about the picture.")
     methods = [build_method(name, keep) for keep in budgets for name in names]
     out, png = _target(args.out or "report.html", (".html", ".htm")), _target(args.png, (".png",))
     from fsr.images import bundled_scene, open_image
