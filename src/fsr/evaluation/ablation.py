@@ -34,23 +34,23 @@ class Variant:
 
 
 def _sweep(group: str, option: str, values: Sequence[Any]) -> list[Variant]:
-    return [Variant(group, str(v), ((option, v),)) for v in values]
+    return [Variant(group, f"{v:g}" if isinstance(v, float) else v, ((option, v),)) for v in values]
 
 
 VARIANTS: list[Variant] = [
     *[
-        Variant("exponents of relevance, saliency", f"{a}, {b}", (("alpha", a), ("beta", b)))
-        for a, b in ((0, 1), (1, 0), (1, 1), (3, 1))
+        Variant("exponents of relevance, saliency", f"{a:g}, {b:g}", (("alpha", a), ("beta", b)))
+        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0))
     ],
     Variant("stages", "all three"),
-    Variant("stages", "no Focus", (("max_focus", 0),)),
+    Variant("stages", "no Focus", (("max_focus", 0.0),)),
     # All priority mass is wanted, so Focus takes the whole budget.
-    Variant("stages", "no Scan", (("rho", 1), ("focus_mass", "all"), ("max_focus", 1))),
-    Variant("stages", "no Refine", (("kappa", 0),)),
-    *_sweep("kappa", "kappa", (0, 1, 5)),
+    Variant("stages", "no Scan", (("rho", 1.0), ("focus_mass", "all"), ("max_focus", 1.0))),
+    Variant("stages", "no Refine", (("kappa", 0.0),)),
+    *_sweep("kappa", "kappa", (0.0, 1.0, 5.0)),
     *_sweep("rho", "rho", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
     *_sweep("focus_mass", "focus_mass", ("all", "top_k")),
-    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.7, 1)),
+    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.7, 1.0)),
     Variant("sign of relevance", "as measured"),
     Variant("sign of relevance", "turned round", sign=-1),
     *_sweep("distance features", "distance", ("projected", "encoder")),

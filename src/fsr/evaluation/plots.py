@@ -88,7 +88,7 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
 
 
 def plot_ablation(result: dict[str, Any], path: Path) -> None:
-    """One panel per option: accuracy of each value at each budget; the base is ringed."""
+    """One panel per option, each with its own scale: accuracy of each value at each budget; the base is ringed."""
     from matplotlib.figure import Figure
 
     rows = result["results"]
@@ -97,7 +97,7 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
     columns = 4
     lines = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(13, 2.9 * lines), layout="constrained")
-    axes_list = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    axes_list = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, group in zip(axes_list, groups):
         here = [r for r in rows if r["group"] == group]
         labels = list(dict.fromkeys(r["variant"] for r in here))
@@ -116,6 +116,10 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12)
+        # One scale for all panels would flatten them beside the turned sign; none spans less than 16 points.
+        low, high = axes.get_ylim()
+        middle, half = (low + high) / 2, max((high - low) / 2, 8)
+        axes.set_ylim(middle - half, middle + half)
     for axes in axes_list[len(groups) :]:
         axes.set_visible(False)
     for axes in axes_list[::columns]:

@@ -22,7 +22,7 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "pool": ("average-pool", {}),
     "saliency": ("saliency", {}),
     "relevance": ("relevance", {}),
-    "farthest": ("fsr", {"alpha": 0, "max_focus": 0, "kappa": 0}),
+    "farthest": ("fsr", {"alpha": 0.0, "max_focus": 0.0, "kappa": 0.0}),
 }
 
 
