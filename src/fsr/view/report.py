@@ -34,7 +34,14 @@ def render(case: Case) -> str:
     body = [
         maps.picture_defs(sheet, [data_uri(p) for p in sheet.pictures], ""),
         tag("header", _head(case, sheet)),
-        tag("main", _scores(case, sheet, primary), _steps(case, sheet, primary), _sides(case, sheet), _clock(case)),
+        tag(
+            "main",
+            _scores(case, sheet, primary),
+            _steps(case, sheet, primary),
+            _sides(case, sheet),
+            _clock(case),
+            cls="wide" if len(sheet.placed) > 2 else None,
+        ),
         tag("footer", _foot(case)),
     ]
     return page(f"{case.question} · what was kept", body, page_data([case], sheet))
