@@ -17,7 +17,8 @@ from fsr.methods.inside import View
 class Naive:
     """An eager model and (layer, method, step) of every drop; `run` gives the logits of whole sequences, uncached."""
 
-    def __init__(self, model: Any, steps: list[tuple[int, Any, int]]) -> None:
+    def __init__(self, model: Any, steps: list[tuple[int, Any, int]], prefix: bool = False) -> None:
+        self.prefix = prefix  # the prompt sees itself in both directions
         self.model, self.steps = model, {layer: (method, step) for layer, method, step in steps}
         self.layers = model.get_decoder().layers
         self.chosen: dict[int, list[torch.Tensor]] = {}  # layer -> per picture, the columns that stay
@@ -30,7 +31,8 @@ class Naive:
         self.seen: dict[int, Any] = {}
         alive = mask.bool()
         current = [columns for _, columns in pictures]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        causal = torch.ones(length, length, dtype=torch.bool)
+        causal = causal if self.prefix else causal.tril()
 
         def before(i: int):
             def hook(layer: Any, args: Any, kwargs: Any) -> Any:

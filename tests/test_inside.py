@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from transformers import DynamicCache, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+from transformers import Cache, DynamicCache, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 import tiny
 from fsr import FSR, UnsupportedModelError, UsageError, prepare, prune
@@ -412,6 +412,19 @@ def test_settings_that_cannot_work(model, single, options, reason):
         assert pruned.last.inside.drops
 
 
+def test_prompt_lookup_takes_rejected_tokens_back_in_every_layer(model, single, monkeypatch):
+    options = dict(max_new_tokens=12, do_sample=False, return_dict_in_generate=True)
+    with prune(model, METHODS["sparsevlm"]):
+        plain = model.generate(**single, **options)
+        ahead = model.generate(**single, **options, prompt_lookup_num_tokens=3)
+        assert torch.equal(plain.sequences, ahead.sequences)
+        lengths = [[layer.keys.shape[-2] for layer in out.past_key_values.layers] for out in (plain, ahead)]
+        assert lengths[0] == lengths[1]
+        monkeypatch.setattr(Cache, "crop", lambda self, maximum_length: None)  # as in older releases
+        with pytest.raises(UsageError, match="rejected"):
+            model.generate(**single, **options, prompt_lookup_num_tokens=3)
+
+
 def test_forward_arguments_that_cannot_work(model, single):
     with prune(model, METHODS["fastv"]):
         with pytest.raises(UsageError, match="labels"):
@@ -445,7 +458,7 @@ def test_sliding_layers_are_refused(single):
         **text,
     )
     model = tiny.sharpen(LlavaForConditionalGeneration(config), 1)
-    with prune(model, FastV(layer=1, keep=4)), pytest.raises(UsageError, match="DynamicSlidingWindowLayer"):
+    with prune(model, FastV(layer=1, keep=4)), pytest.raises(UsageError, match="sliding window"):
         model.generate(**single, **GREEDY)
 
 

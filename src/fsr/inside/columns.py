@@ -159,7 +159,12 @@ def forget(cache: Any) -> None:
 def check_cache(cache: Any, first: int) -> None:
     """Raise `UsageError` unless the layers of a KV cache from `first` on can hold fewer tokens than the others."""
     for layer in getattr(cache, "layers", [])[first:]:
-        if not isinstance(layer, DynamicLayer) or layer.is_sliding:
+        if getattr(layer, "is_sliding", False):
+            raise UsageError(
+                "a layer behind the drop attends in a sliding window, which counts columns: drop behind the last such "
+                "layer, or prune before the language model."
+            )
+        if not isinstance(layer, DynamicLayer):
             raise UsageError(
                 "pruning inside the language model needs a KV cache that grows layer by layer, not "
                 f"{type(layer).__name__}: leave out cache_implementation, or prune before the language model."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.inside.call import Call
@@ -93,6 +95,12 @@ class Inside:
             raise UsageError(
                 "prefill_chunk_size runs the prompt in pieces, and a drop needs all of it: leave it out, or prune "
                 "before the language model."
+            )
+        looks_ahead = setting("assistant_model") is not None or setting("prompt_lookup_num_tokens")
+        if looks_ahead and "tokens_to_remove" not in inspect.signature(Cache.crop).parameters:
+            raise UsageError(
+                "this Transformers release takes rejected tokens back by the length of the cache, and layers differ "
+                "in it: install a newer one, or leave out assistant_model and prompt_lookup_num_tokens."
             )
 
     # --------------------------------------------------------------------------------------------------------- one call
