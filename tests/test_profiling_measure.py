@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
+from transformers import CLIPTextConfig
 
 from fsr.cli import main
 from fsr.errors import UsageError
@@ -27,7 +28,11 @@ from test_profiling_counts import configs
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     _, config, _ = configs()["llava"]
-    return from_config("tiny", config=config, device=torch.device("cpu"), dtype=torch.float32, text=10)
+    words = CLIPTextConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16
+    )
+    cpu = torch.device("cpu")
+    return from_config("tiny", config=config, device=cpu, dtype=torch.float32, text=10, text_tower=words)
 
 
 PLAN = Plan((FSR(keep=3), FastV(layer=1, keep=4)), batches=(1, 2), new_tokens=3, rounds=2)

@@ -49,10 +49,12 @@ def from_config(
     text: int = 80,
     size: tuple[int, int] | None = None,
     config: Any = None,
+    text_tower: Any = None,
 ) -> Subject:
     """A true-size model by name (or a given config) with random weights and synthetic prompts.
 
-    layers: build only that many language layers; the report then says so.
+    layers: build only that many language layers; the report then says so. text_tower: config of the tower that pairs
+    with a CLIP vision tower (default: ViT-L/14-336's).
     """
     notes = []
     config = named(name) if config is None else config
@@ -67,8 +69,8 @@ def from_config(
     relevance: Any = "none"
     tower = getattr(model.model, "vision_tower", None)
     if tower is not None and config.vision_config.model_type == "clip_vision_model":
-        relevance = random_twin(tower, device)
-        if config.vision_config.hidden_size != 1024:
+        relevance = random_twin(tower, device, text_tower)
+        if text_tower is None and config.vision_config.hidden_size != 1024:
             notes.append("the text tower has the size of CLIP ViT-L/14's")
     else:
         notes.append("no text tower pairs with this vision tower: methods run without relevance where they can")
