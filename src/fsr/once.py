@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -23,6 +24,9 @@ from fsr.signals.relevance import resolve_scorer
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Asked", "Everything", "OnePicture"]
+
+_guard = Lock()
+_locks: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
 
 
 class Everything(Method):
@@ -52,7 +56,7 @@ class Asked:
 
 
 class OnePicture:
-    """A picture that a model is asked about again and again. Threads wait for each other.
+    """A picture that a model is asked about again and again. Threads that share the model wait for each other.
 
     Args:
         methods: all that may be asked with; the vision tower runs once and records what any of them reads.
@@ -72,7 +76,9 @@ class OnePicture:
         self.model, self.processor, self.image, self.relevance = model, processor, image, relevance
         self.methods = tuple(methods)
         self.seen: EncodedPrompt | None = None
-        self._lock = Lock()
+        # A model can carry one pruner at a time, whoever asks.
+        with _guard:
+            self._lock = _locks.setdefault(model, Lock())
 
     def ask(self, question: str, method: Method | None = None, *, max_new_tokens: int = 32) -> Asked:
         """Greedy answer from what `method` keeps, or from all tokens (None).

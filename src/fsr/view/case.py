@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 
 from fsr.errors import UsageError
 from fsr.methods.base import Method
-from fsr.once import OnePicture
+from fsr.once import Asked, OnePicture
 from fsr.tokens import Selection
 
-__all__ = ["Case", "Shown", "as_seen", "gather", "nearest_kept"]
+__all__ = ["Case", "Shown", "as_seen", "gather", "nearest_kept", "notes_of", "shown_of"]
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,30 @@ def gather(
         shown = []
         for method in methods:
             tell(f"{question} — {method.name}, keep {method.keep}")
-            asked = picture.ask(question, method, max_new_tokens=max_new_tokens)
-            selection = asked.selection
-            nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
-            one = Shown(
-                method.name,
-                asked.text,
-                replace(selection, notes=(*selection.notes, *asked.report.notes)),
-                asked.stages_ms,
-                rho=getattr(method, "rho", None),
-                mass=getattr(method, "focus_mass", "all"),
-                nearest=tuple(nearest.tolist()),
-                likeness=tuple(likeness.tolist()),
-            )
-            shown.append(one)
-        notes = tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
-        cases.append(Case(question, name, as_seen(processor, image), unpruned, tuple(shown), notes))
+            shown.append(shown_of(method, picture.ask(question, method, max_new_tokens=max_new_tokens)))
+        cases.append(Case(question, name, as_seen(processor, image), unpruned, tuple(shown), notes_of(shown)))
     return cases
+
+
+def shown_of(method: Method, asked: Asked) -> Shown:
+    """An answer as a report shows it."""
+    selection = asked.selection
+    nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
+    return Shown(
+        method.name,
+        asked.text,
+        replace(selection, notes=(*selection.notes, *asked.report.notes)),
+        asked.stages_ms,
+        rho=getattr(method, "rho", None),
+        mass=getattr(method, "focus_mass", "all"),
+        nearest=tuple(nearest.tolist()),
+        likeness=tuple(likeness.tolist()),
+    )
+
+
+def notes_of(shown: Sequence[Shown]) -> tuple[str, ...]:
+    """What the methods noted, each note once."""
+    return tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
 
 
 def nearest_kept(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
