@@ -95,7 +95,9 @@ def run_tower(
     adapter: Adapter, inputs: Mapping[str, Any], signals: frozenset[str], scorer: RelevanceScorer | None
 ) -> list[Encoded]:
     """One pass of the vision side for one set of signals."""
-    return adapter.encode(inputs, signals, scorer.layer if scorer else -2)
+    if getattr(scorer, "reads_features", False):
+        signals = signals - {"relevance"}
+    return adapter.encode(inputs, signals, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None))
 
 
 def _take(part: Encoded, pictures: Sequence[int]) -> Encoded:

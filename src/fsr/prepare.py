@@ -19,8 +19,9 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.encoding import EncodedPrompt, run_tower
 from fsr.errors import QuestionError, RelevanceError, UsageError
 from fsr.methods.base import Method
-from fsr.prompt import FILL, Run, gather, inferred_mask, placeholder_units, repacked_positions, shrink
+from fsr.prompt import FILL, Run, gather, inferred_mask, mask_one_column, placeholder_units, repacked_positions, shrink
 from fsr.report import Prepared, Report
+from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import extract_questions
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer
 from fsr.timing import wait
@@ -53,7 +54,8 @@ def prepare(
         inputs: what the processor made: `input_ids` [B, L], `attention_mask`, pixels and their sizes; other keys pass
             through.
         question: the question, one for all rows or one per row; None reads it from the prompt (needs `processor`).
-        relevance: "auto" finds the paired text tower, "none" works without, or a `RelevanceScorer`.
+        relevance: "auto" finds the paired text tower (none on families without one), "none" works without, "embedding"
+            compares features with word embeddings, or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
@@ -101,7 +103,12 @@ class Work:
         """See `prepare`."""
         started = perf_counter()
         ids, mask = self._checked(inputs, call)
-        notes: list[str] = []
+        notes = [self.adapter.announcement] if self.adapter.announcement else []
+        if getattr(self.method, "relevance", None) == "none" and not self.adapter.paired_text_tower:
+            notes.append(
+                f"{self.method.name} ran without relevance (alpha = 0): no public text tower pairs with "
+                f"{self.adapter.name}; relevance='embedding' is the substitute"
+            )
         signals = self.method.signals()
         if seen is None:
             encoded = run_tower(self.adapter, inputs, signals, self.scorer)
@@ -201,6 +208,12 @@ class Work:
         return given
 
     def _with_relevance(self, encoded: Encoded, runs: list[Run], questions: list[str | None]) -> Encoded:
+        if isinstance(self.scorer, EmbeddingRelevance):
+            scorer = self.scorer.bound(self.processor)
+            scored = [
+                replace(u, relevance=scorer(u.features, questions[r.row] or "")) for u, r in zip(encoded.units, runs)
+            ]
+            return replace(encoded, units=scored)
         if self.scorer is None or encoded.patches is None:
             raise RelevanceError(
                 f"the {self.adapter.name} adapter gives no patch states for {encoded.modality}s: use relevance='none'."
@@ -247,7 +260,7 @@ class Work:
                 kwargs["attention_mask"] = (source >= 0).long()
         self._place(kwargs, inputs, mask, source, policy, whole, call)
         if policy == "original" and call == "generate" and not use_cache and not whole:
-            _mask_one_column(kwargs, source, self._pad_id())
+            mask_one_column(kwargs, source, self._pad_id())
         return kwargs, policy
 
     def _pad_id(self) -> int:
@@ -283,13 +296,3 @@ class Work:
             kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
             # Without a mask, gapped positions would be read as several packed prompts.
             kwargs.setdefault("attention_mask", new_mask)
-
-
-def _mask_one_column(kwargs: dict[str, Any], source: Tensor, pad: int) -> None:
-    """Put one masked column in front, so that `generate` cannot drop the mask and take gapped positions for packed
-    prompts."""
-    shape = source.shape
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor) and value.shape[-2:] == shape:
-            first = torch.full_like(value[..., :1], pad if name == "input_ids" else FILL.get(name, 0))
-            kwargs[name] = torch.cat([first, value], dim=-1)

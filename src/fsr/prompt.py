@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
 
-__all__ = ["Run", "gather", "inferred_mask", "placeholder_units", "repacked_positions", "shrink"]
+__all__ = ["Run", "gather", "inferred_mask", "mask_one_column", "placeholder_units", "repacked_positions", "shrink"]
 
 # What a padded place holds; everything else is padded with 0.
 FILL = {"labels": -100, "attention_mask": 0}
@@ -107,3 +108,13 @@ def repacked_positions(mask: Tensor) -> Tensor:
     [B, L]."""
     mask = mask.long()
     return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def mask_one_column(kwargs: dict[str, Any], source: Tensor, pad: int) -> None:
+    """Put one masked column in front, so that `generate` cannot drop the mask and take gapped positions for packed
+    prompts."""
+    shape = source.shape
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor) and value.shape[-2:] == shape:
+            first = torch.full_like(value[..., :1], pad if name == "input_ids" else FILL.get(name, 0))
+            kwargs[name] = torch.cat([first, value], dim=-1)

@@ -7,6 +7,7 @@ from fsr.adapters import (  # noqa: F401  (imported to be registered)
     llava_next,
     llava_next_video,
     llava_onevision,
+    llava_video,
     paligemma,
     qwen2_vl,
     qwen3_vl,

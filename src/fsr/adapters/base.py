@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from fsr.adapters.containers import rebuild
-from fsr.errors import FeatureError, FSRError, UnsupportedModelError
+from fsr.adapters.vision_call import call_vision
+from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import (
     LayerStates,
     attention_layers,
@@ -245,6 +246,10 @@ class Adapter(ABC):
         """Where the token embeddings live."""
         return self.model.get_input_embeddings().weight.device
 
+    def features_of(self, modality: Modality, given: Mapping[str, Any]) -> Any:
+        """The output of the model's own feature function."""
+        return getattr(self.base, f"get_{modality}_features")(**given, return_dict=True)
+
     # ------------------------------------------------------------------------------------------------------------------
 
     def _encode(
@@ -256,14 +261,13 @@ class Adapter(ABC):
         patch_layer: int,
         patch_head: PatchHead | None = None,
     ) -> Encoded:
-        run = getattr(self.base, f"get_{modality}_features")
         taps = {name: layer for name, layer in self.tapped_layers().items() if name in signals}
         if self.wants_hidden_states(signals, patch_layer):
             given = {**given, "output_hidden_states": True}
         tower = self.vision_tower
         started = perf_counter()
         with eager_if_compiled(tower), record_layers(tower, sorted(set(taps.values()))) as states:
-            output = _ran(run, given)
+            output = call_vision(lambda: self.features_of(modality, given), given)
         wait(self.device)
         encoded = perf_counter()
         read = {name: self.signal_of(name, states(layer)) for name, layer in taps.items()}
@@ -286,17 +290,3 @@ class Adapter(ABC):
         if self.has_cls:
             return cls_attention(states.q, states.k, states.scale)
         return received_attention(states.q, states.k, states.scale, states.segments)
-
-
-def _ran(run: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """The model's own encoding; what it says about pixels it cannot take becomes one error with a hint."""
-    try:
-        return run(**given, return_dict=True)
-    except (FSRError, torch.OutOfMemoryError):
-        raise
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
-        shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in given.items() if isinstance(v, Tensor))
-        first = " ".join(str(error).split())[:200]
-        raise FeatureError(
-            f"the vision side cannot take these inputs ({shapes}): {first}: use the processor of this model."
-        ) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsr.adapters.anyres import AnyresAdapter
 from fsr.adapters.base import Modality
@@ -23,6 +23,13 @@ class LlavaOnevisionAdapter(AnyresAdapter):
 
     name = "llava-onevision"
     model_types = frozenset({"llava_onevision"})
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """The same classes with `config.llava_video_pool` are LLaVA-Video."""
+        return super().matches(model) and (getattr(model.config, "llava_video_pool", None) is None) == (
+            cls is LlavaOnevisionAdapter
+        )
 
     def wants_hidden_states(self, signals: frozenset[str], patch_layer: int) -> bool:
         """SigLIP's last hidden state went through its final norm: the ones before it must be asked for."""

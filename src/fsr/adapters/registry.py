@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from fsr.adapters.base import Adapter
+from fsr.adapters.generic import GenericAdapter
 from fsr.errors import UnsupportedModelError
 
 __all__ = ["available", "find", "register"]
@@ -31,7 +32,7 @@ def available() -> dict[str, type[Adapter]]:
 
 
 def find(model: nn.Module) -> Adapter:
-    """The adapter of a model.
+    """The adapter of a model: by name, else the generic one if the structure allows.
 
     Raises:
         UnsupportedModelError: no adapter knows its `config.model_type`.
@@ -40,6 +41,8 @@ def find(model: nn.Module) -> Adapter:
     for cls in adapters.values():
         if cls.matches(model):
             return cls(model)
+    if GenericAdapter.matches(model):
+        return GenericAdapter(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
     raise UnsupportedModelError(f"no adapter for model type {kind!r}: known are {known}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn.functional import layer_norm, normalize
 
 from fsr.errors import RelevanceError
 
-__all__ = ["ClipTwin", "Resemblance", "load_twin", "save_twin"]
+__all__ = ["ClipTwin", "Resemblance", "embeddings_of", "load_twin", "resemblance", "save_twin"]
 
 FOLDER = "text_tower"
 HEAD = "visual_head.safetensors"
@@ -137,18 +138,8 @@ class ClipTwin:
         return vector
 
     def compare(self, tower: nn.Module) -> Resemblance:
-        """Compare patch and position embeddings with a model's vision tower (relative Frobenius distance, 0.5 % is
-        rounding)."""
-        other = _embeddings(tower)
-        worst = 0.0
-        for name, value in other.items():
-            own = self.head[name].to(value.device)
-            if own.shape != value.shape:
-                return Resemblance.FAR
-            worst = max(worst, float((own - value.float()).norm() / own.norm().clamp_min(1e-12)))
-        if not other or worst > 0.5:
-            return Resemblance.FAR
-        return Resemblance.EQUAL if worst <= 5e-3 else Resemblance.CLOSE
+        """Compare patch and position embeddings with a model's vision tower."""
+        return resemblance(self.head, tower)
 
     def _chunks(self, question: str) -> list[list[int]]:
         whole = self.tokenizer(question).input_ids
@@ -160,6 +151,20 @@ class ClipTwin:
         first, last = whole[:lead], whole[lead + len(core) :]
         room = longest - len(first) - len(last)
         return [first + core[i : i + room] + last for i in range(0, len(core), room)]
+
+
+def resemblance(own: Mapping[str, Tensor], tower: nn.Module) -> Resemblance:
+    """How far a tower's patch and position embeddings are from `own` (relative distance, 0.5 % is rounding)."""
+    other = embeddings_of(tower)
+    worst = 0.0
+    for name, value in other.items():
+        mine = own[name].to(value.device).float()
+        if mine.shape != value.shape:
+            return Resemblance.FAR
+        worst = max(worst, float((mine - value.float()).norm() / mine.norm().clamp_min(1e-12)))
+    if not other or worst > 0.5:
+        return Resemblance.FAR
+    return Resemblance.EQUAL if worst <= 5e-3 else Resemblance.CLOSE
 
 
 def save_twin(folder: str | Path, twin: ClipTwin) -> Path:
@@ -231,11 +236,11 @@ def _head(vision: Any) -> dict[str, Tensor]:
         "visual_projection": vision.visual_projection.weight,
         "post_layernorm.weight": norm.weight,
         "post_layernorm.bias": norm.bias,
-        **_embeddings(vision.vision_model),
+        **embeddings_of(vision.vision_model),
     }
 
 
-def _embeddings(tower: nn.Module) -> dict[str, Tensor]:
+def embeddings_of(tower: nn.Module) -> dict[str, Tensor]:
     """Weights of the modules named patch_embedding and position_embedding, wherever a release keeps them."""
     found = {}
     for path, module in tower.named_modules():

@@ -37,7 +37,7 @@ def rotated(attention: nn.Module, states: Tensor, embeddings: tuple[Tensor, Tens
             f"{type(attention).__name__} turns queries and keys in a way that is not known here: prune before the "
             "language model of this family (or install a newer Transformers)."
         )
-    return rotate(states, states, *embeddings)[0]
+    return rotate(states, states, *(e.to(states.device) for e in embeddings))[0]
 
 
 def attention_row(queries: Tensor, keys: Tensor, scale: float, columns: Tensor, mask: Any) -> Tensor:

@@ -22,6 +22,8 @@ from fsr.adapters.base import Adapter
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
+from fsr.signals.embedding import EmbeddingRelevance
+from fsr.signals.siglip_twin import SiglipTwin
 
 __all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "resolve_scorer"]
 
@@ -30,7 +32,11 @@ __all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "res
 class RelevanceScorer(Protocol):
     """Anything that scores patches against a question.
 
-    layer: the hidden state of the vision tower it reads, -1 or -2.
+    layer: the hidden state of the vision tower it reads, -1 or -2. Two more attributes are optional: `tile_head`, a
+        function
+    of the states of whole tiles [T, P, C] that runs before they are packed; `reads_features = True` for scorers of
+    projected
+    features instead of tower states (see `EmbeddingRelevance`).
     """
 
     layer: int
@@ -48,9 +54,13 @@ TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
     ("clip_vision_model", 1024, 24, 14, 224): ("openai/clip-vit-large-patch14", -1),
     ("clip_vision_model", 768, 12, 16, 224): ("openai/clip-vit-base-patch16", -1),
     ("clip_vision_model", 768, 12, 32, 224): ("openai/clip-vit-base-patch32", -1),
+    ("siglip_vision_model", 1152, 26, 14, 384): ("google/siglip-so400m-patch14-384", 1),
+    ("siglip_vision_model", 1152, 27, 14, 384): ("google/siglip-so400m-patch14-384", 1),
 }
+Twin = ClipTwin | SiglipTwin
 
-_found: WeakKeyDictionary[nn.Module, ClipTwin] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
+_embedded: WeakKeyDictionary[nn.Module, EmbeddingRelevance] = WeakKeyDictionary()
 _find_lock = Lock()
 
 
@@ -58,6 +68,8 @@ def resolve_scorer(
     adapter: Adapter, method: Method, relevance: str | RelevanceScorer
 ) -> tuple[Method, RelevanceScorer | None]:
     """The method as it will run, and its scorer (None where it reads no relevance).
+
+    "auto" is the paired text tower; families without a public one run without relevance, as in the paper.
 
     Raises:
         RelevanceError: no paired text tower, the wrong one, or a method that cannot do without.
@@ -70,21 +82,26 @@ def resolve_scorer(
     if "relevance" not in method.signals():
         return method, None
     if isinstance(relevance, RelevanceScorer):
-        if isinstance(relevance, ClipTwin):
+        if isinstance(relevance, Twin):
             _verified(adapter, relevance)
         return method, relevance
-    if relevance == "none":
+    if relevance == "embedding":
+        with _find_lock:
+            return method, _embedded.setdefault(adapter.model, EmbeddingRelevance(adapter.model.get_input_embeddings()))
+    if relevance == "none" or (relevance == "auto" and not adapter.paired_text_tower):
         if "relevance" not in {f.name for f in fields(method)}:
-            raise RelevanceError(f"{method.name} cannot do without relevance: give a scorer, or choose another method.")
+            raise RelevanceError(
+                f"{method.name} cannot do without relevance: give relevance='embedding', a scorer, or another method."
+            )
         return replace(method, relevance="none"), None  # type: ignore[call-arg]
     if relevance != "auto":
         raise RelevanceError(
-            f"relevance={relevance!r}: use 'auto', 'none', or a scorer such as load_twin('folder or repository')."
+            f"relevance={relevance!r}: use 'auto', 'none', 'embedding', or a scorer such as load_twin('folder')."
         )
     return method, find_twin(adapter)
 
 
-def find_twin(adapter: Adapter) -> ClipTwin:
+def find_twin(adapter: Adapter) -> Twin:
     """The text tower that pairs with the model's vision tower: `text_tower/` in its own folder, else by fingerprint.
     Kept per model.
 
@@ -107,24 +124,27 @@ def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
     return (str(getattr(config, "model_type", "")), *[int(v) for v in values])  # type: ignore[return-value, arg-type]
 
 
-def _load(adapter: Adapter) -> ClipTwin:
+def _load(adapter: Adapter) -> Twin:
     hint = "pass relevance=<a scorer> (for example load_twin(folder)) or relevance='none'"
     name = str(getattr(adapter.model, "name_or_path", "") or "")
     if name and (Path(name) / "text_tower" / "relevance.json").is_file():
         return load_twin(name)
-    known = TWINS.get(fingerprint(adapter.vision_tower) or ("", 0, 0, 0, 0))
+    kind = fingerprint(adapter.vision_tower) or ("", 0, 0, 0, 0)
+    known = TWINS.get(kind)
     if known is None:
         raise RelevanceError(
             f"no text tower is known to pair with the vision tower of this {adapter.name} model: {hint}."
         )
     repository, sign = known
     try:
+        if kind[0] == "siglip_vision_model":
+            return SiglipTwin.from_checkpoint(repository, sign=sign, tower_layers=kind[2])
         return ClipTwin.from_checkpoint(repository, sign=sign)
     except OSError as error:
         raise RelevanceError(f"the text tower {repository} could not be loaded ({error}): {hint}.") from error
 
 
-def _verified(adapter: Adapter, twin: ClipTwin) -> ClipTwin:
+def _verified(adapter: Adapter, twin: Twin) -> Twin:
     result = twin.compare(adapter.vision_tower)
     if result is Resemblance.FAR:
         raise RelevanceError(

@@ -1,0 +1,31 @@
+"""What a model's vision side says about pixels it cannot take becomes one error with a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsr.errors import FeatureError, FSRError
+
+__all__ = ["call_vision"]
+
+
+def call_vision(run: Callable[[], Any], given: dict[str, Any]) -> Any:
+    """Run the model's own encoding of `given`.
+
+    Raises:
+        FeatureError: pixels or sizes that do not fit the model.
+    """
+    try:
+        return run()
+    except (FSRError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in given.items() if isinstance(v, Tensor))
+        first = " ".join(str(error).split())[:200]
+        raise FeatureError(
+            f"the vision side cannot take these inputs ({shapes}): {first}: use the processor of this model."
+        ) from error
