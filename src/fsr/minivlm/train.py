@@ -51,8 +51,8 @@ class Recipe:
     symbols: int = 5000
     symbols_stop: int = 3000
     fit: int = 500
-    language: int = 5000
-    language_few: int = 2500
+    language: int = 3600
+    language_few: int = 2000
     batch: int = 8
     questions: int = 12
     seed: int = 1
