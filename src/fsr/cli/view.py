@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     from fsr.models import load
     from fsr.view.case import gather
 
