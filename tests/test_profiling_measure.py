@@ -134,8 +134,17 @@ def test_verdicts_say_when_pruning_cannot_help_and_why() -> None:
     slow = made("unpruned", vision_tower=30, prefill=3, decode=300)
     small = verdict(slow, made("fsr", vision_tower=30, selection=0.5, prefill=1, decode=300))
     assert "does not help" in small and "prefill is only 0.9 %" in small
+    worse = verdict(base, made("fsr", vision_tower=30, selection=1, prefill=60, decode=31))
+    assert "does not help" in worse and "not get faster at all" in worse
     idle = verdict(base, made("fsr", vision_tower=30, selection=1, prefill=58, decode=30))
     assert "does not help" in idle and "saves 2.0 ms of 120.0 ms" in idle
+
+
+def test_a_gain_within_the_noise_is_doubted() -> None:
+    base, fsr = made("unpruned", prefill=60, decode=30), made("fsr", prefill=15, decode=30)
+    assert "overlap" not in verdict(base, fsr)
+    noisy = replace(fsr, times={**fsr.times, "end_to_end": Spread(45.0, 40.0, 95.0, 3)})
+    assert "overlap" in verdict(base, noisy)
 
 
 def test_spread_interpolates_percentiles() -> None:

@@ -71,8 +71,12 @@ def verdict(base: Result, result: Result) -> str:
     cost = sum(new[stage] for stage in ("saliency", "text_tower", "selection"))
     saved = old["prefill"] - new["prefill"] + old["decode"] - new["decode"]
     if gain >= WORTH:
-        return f"{who}: {first:.2f}x to the first token, {gain:.2f}x end to end; choosing costs {cost:.1f} ms."
-    if saved <= cost:
+        clear = result.times["end_to_end"].p90 < base.times["end_to_end"].p10
+        doubt = "" if clear else " The spreads (p10 to p90) overlap: run more rounds before believing it."
+        return f"{who}: {first:.2f}x to the first token, {gain:.2f}x end to end; choosing costs {cost:.1f} ms.{doubt}"
+    if saved <= 0:
+        why = "the language model does not get faster at all"
+    elif saved <= cost:
         why = f"the language model gets {saved:.1f} ms faster and choosing the tokens takes {cost:.1f} ms"
     elif old["prefill"] / old["end_to_end"] < 1 - 1 / WORTH:
         share = 100 * old["prefill"] / old["end_to_end"]
