@@ -18,7 +18,7 @@ $(VENV)/.test: $(VENV)/.base
 	touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/fsr ask "what color is the dog?" --keep 16 --compare --save kept.png
+	$(BIN)/fsr ask "what color is the umbrella?" --keep 16 --compare --save kept.png
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -12,7 +12,7 @@ from fsr.images import bundled_scene
 
 
 def ask(capsys, *words):
-    status = main(["ask", "what color is the dog?", *words])
+    status = main(["ask", "what color is the umbrella?", *words])
     out = capsys.readouterr()
     return status, out.out, out.err
 
@@ -24,7 +24,7 @@ def test_json_is_one_object_with_the_promised_keys(capsys):
     assert {"answer", "keep", "focus", "scan", "n_tokens", "stages_ms", "kept_rows"} <= set(result)
     assert result["keep"] == 16 == result["focus"] + result["scan"] == len(result["kept_rows"])
     assert result["n_tokens"] == 144 and result["kept_rows"] == sorted(set(result["kept_rows"]))
-    assert result["answer"] == "blue"
+    assert result["answer"] == "yellow"
     assert {"vision_tower", "saliency", "text_tower", "selection", "generate", "total"} <= set(result["stages_ms"])
     assert result["certificate"]["optimum_at_least"] <= result["certificate"]["radius_chord"]
 
@@ -32,7 +32,7 @@ def test_json_is_one_object_with_the_promised_keys(capsys):
 def test_text_and_picture(capsys, tmp_path):
     file = tmp_path / "kept.png"
     status, out, _ = ask(capsys, "--compare", "--save", str(file))
-    assert status == 0 and "blue" in out and "16 = " in out and "of 144" in out and "coverage" in out
+    assert status == 0 and "yellow" in out and "16 = " in out and "of 144" in out and "coverage" in out
     assert Image.open(file).size[0] >= 144
 
 
