@@ -117,8 +117,8 @@ class Call:
         merged = []
         for p, c in zip(self.pictures, choices):
             if c.merged is not None and c.states is not None:
-                merged.append((p.row, place[p.row, p.columns[c.merged]], c.states))
-            stay = c.rows.sort().values
+                merged.append((p.row, place[p.row, p.columns[c.merged.to(place.device)]], c.states))
+            stay = c.rows.sort().values.to(p.columns.device)
             p.tokens, p.columns = p.tokens[stay], place[p.row, p.columns[stay]]
         columns.drops.append(Short(layer, width, local, source, not bool(kept.all()), tuple(merged)))
         self.drops.append(Drop(method.name, layer, tuple(p.tokens for p in self.pictures)))

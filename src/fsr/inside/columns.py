@@ -49,7 +49,7 @@ class Short:
         index = _longer(self.local, self.before, later).clamp_min(0).to(hidden.device)
         short = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
         for row, columns, states in self.merged:
-            short[row, columns] = states.to(short)
+            short[row, columns.to(short.device)] = states.to(short)
         return short
 
 

@@ -41,14 +41,15 @@ class Scene:
 
     def view(self, row: int, image: Tensor, text: Tensor) -> View:
         """One picture of prompt `row`; image, text: its columns and those of the text behind it."""
+        device = self.hidden.device  # layers may lie on several devices; a method sees one
         embeddings = self.taps.get((0, "embeddings"))
         if embeddings is not None:
-            embeddings = embeddings[row]
+            embeddings = embeddings[row].to(device)
             if self.earlier is not None:
-                embeddings = embeddings[self.earlier.source[row].clamp_min(0).to(embeddings.device)]
+                embeddings = embeddings[self.earlier.source[row].clamp_min(0).to(device)]
         return View(
-            image=image,
-            text=text,
+            image=image.to(device),
+            text=text.to(device),
             last=int(self.valid[row].nonzero()[-1]),
             hidden=self.hidden[row],
             embeddings=embeddings,
@@ -59,7 +60,7 @@ class Scene:
         )
 
     def _normed(self, row: int) -> Tensor:
-        return self._module(self.decoder, "norm")(self.hidden[row : row + 1])[0]
+        return self._module(self.decoder, "norm")(self.hidden[row : row + 1])[0].to(self.hidden.device)
 
     @cached_property
     def _before(self) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,8 @@ class Scene:
         attention = self.layers[self.index - 1].self_attn
         turns = self.taps[self.index - 1, "arguments"].get("position_embeddings")
         q, k = (heads_of(attention, self.taps[self.index - 1, part]) for part in ("q", "k"))
-        return rotated(attention, q, turns), rotated(attention, k, turns)
+        device = self.hidden.device
+        return rotated(attention, q, turns).to(device), rotated(attention, k, turns).to(device)
 
     def _joined(self, row: int) -> Tensor:
         q, k = self._before
@@ -91,7 +93,7 @@ class Scene:
         normed, k = self._ahead_keys
         turns = self.arguments.get("position_embeddings")
         if turns is not None:
-            turns = tuple(t.expand(normed.shape[0], -1, -1)[row : row + 1, columns] for t in turns)
+            turns = tuple(t.expand(normed.shape[0], -1, -1)[row : row + 1, columns.to(t.device)] for t in turns)
         q = self._project("q", normed[row : row + 1, columns], turns)
         mask = _mask_of(self.arguments.get("attention_mask"), row)
         return attention_row(q[0], k[row], float(attention.scaling), columns, mask)
@@ -102,7 +104,7 @@ class Scene:
         last = projections(attention)[part]
         if last is not getattr(attention, f"{part}_proj"):  # a norm of every head behind the projection
             projected = last(heads_of(attention, projected).transpose(1, 2))
-        return rotated(attention, heads_of(attention, projected), turns)
+        return rotated(attention, heads_of(attention, projected), turns).to(self.hidden.device)
 
     @staticmethod
     def _module(owner: Any, name: str) -> Any:
