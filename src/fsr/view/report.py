@@ -23,24 +23,27 @@ __all__ = ["page_data", "render"]
 CODES = {"focus": "f", "scan": "s", "merged": "m", "whole": "w", "absorbed": "a", "dropped": "d", "structural": "d"}
 
 
-def render(case: Case) -> str:
+def render(case: Case, live: bool = False) -> str:
     """The whole report as one self-contained HTML document.
+
+    live: without the heading and with the kept tokens first, for a page that has answered already.
 
     Raises:
         UsageError: the selections carry no geometry.
     """
     sheet = lay_out(case.image, case.unpruned.selection.geometry)
     primary = _primary(case)
+    sides = _sides(case, sheet) if live or len(case.shown) > 1 else None
+    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary)]
+    looks = [name for name, on in (("wide", len(sheet.placed) > 2), ("live", live)) if on]
     body = [
         maps.picture_defs(sheet, [data_uri(p) for p in sheet.pictures], ""),
-        tag("header", _head(case, sheet)),
+        None if live else tag("header", _head(case, sheet)),
         tag(
             "main",
-            _scores(case, sheet, primary),
-            _steps(case, sheet, primary),
-            _sides(case, sheet),
+            [sides, *middle] if live else [*middle, sides],
             _clock(case),
-            cls="wide" if len(sheet.placed) > 2 else None,
+            cls=" ".join(looks) or None,
         ),
         tag("footer", _foot(case)),
     ]
@@ -173,12 +176,10 @@ def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
     return steps
 
 
-def _sides(case: Case, sheet: Sheet) -> Markup | None:
+def _sides(case: Case, sheet: Sheet) -> Markup:
     budgets: dict[int, list[int]] = {}
     for i, shown in enumerate(case.shown):
         budgets.setdefault(shown.keep, []).append(i)
-    if len(case.shown) < 2:
-        return None
     parts = []
     for keep, views in budgets.items():
         figures = []
@@ -189,7 +190,8 @@ def _sides(case: Case, sheet: Sheet) -> Markup | None:
         parts.append(tag("h3", f"{keep} of {case.unpruned.selection.total} tokens", cls="budget"))
         parts.append(tag("div", figures, cls="sides", style=f"--n:{min(len(figures), 4) if len(figures) != 5 else 3}"))
     lead = tag("p", f"With all tokens the model answers “{case.unpruned.text}”.", cls="lead")
-    return tag("section", tag("h2", "Side by side at equal budget"), lead, parts)
+    title = "Side by side at equal budget" if len(case.shown) > 1 else "What is kept"
+    return tag("section", tag("h2", title), lead, parts)
 
 
 def _clock(case: Case) -> Markup:
