@@ -89,6 +89,9 @@ def test_answers_are_those_of_single_questions(loaded, questions, runner, runs):
                 asked = torch.isin(owner, torch.tensor(item.question.targets, dtype=torch.long))
                 if asked.any():
                     assert run[i].on_asked == pytest.approx(float(asked[s.rows].float().mean()), abs=1e-5)
+                    kept = set(owner[s.rows].tolist())
+                    there = [t for t in item.question.targets if (owner == t).any()]
+                    assert run[i].found == pytest.approx(sum(t in kept for t in there) / len(there), abs=1e-5)
                     assert run[i].seen == pytest.approx(float(asked[s.rows].sum() / asked.sum()), abs=1e-5)
                 else:
                     assert run[i].on_asked is None

@@ -20,7 +20,7 @@ def questions():
 
 
 def outcome(i, answer, **changes):
-    known = dict(kept=16, focus=6, scan=10, wanted=20, radius=0.5, on_asked=0.25, on_big=None, seen=0.5)
+    known = dict(kept=16, focus=6, scan=10, wanted=20, radius=0.5, on_asked=0.25, on_big=None, seen=0.5, found=1.0)
     return Outcome(item=i, answer=answer, **(known | changes))
 
 

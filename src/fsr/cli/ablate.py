@@ -13,7 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="option of the base, repeatable (alpha=2)"
     )
-    add_benchmark_arguments(parser, keep="32,16,8", split="validation")
+    add_benchmark_arguments(parser, keep="16,8,4", split="validation")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,9 +38,10 @@ def _sweep(group: str, option: str, values: Sequence[Any]) -> list[Variant]:
 
 
 VARIANTS: list[Variant] = [
+    # The paper's four, and two with less saliency.
     *[
         Variant("exponents of relevance, saliency", f"{a:g}, {b:g}", (("alpha", a), ("beta", b)))
-        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0))
+        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (3.0, 0.3), (3.0, 0.0))
     ],
     Variant("stages", "all three"),
     Variant("stages", "no Focus", (("max_focus", 0.0),)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class Outcome:
     radius: largest chordal distance from a token of the picture to the nearest kept one (original features).
     on_asked, on_big: share of the kept tokens that lie on the asked objects, on the big distractor; None where the
         question is about no object, or the scene has no such distractor.
-    seen: share of the asked patches that were kept; None where the question is about no object.
+    seen, found: share of the asked patches that were kept, and of the asked objects with at least one kept patch; None
+        where the question is about no object.
     """
 
     item: int
@@ -33,6 +34,7 @@ class Outcome:
     on_asked: float | None
     on_big: float | None
     seen: float | None
+    found: float | None
 
 
 class RecordFile:
@@ -43,17 +45,18 @@ class RecordFile:
         self.outcomes: dict[int, Outcome] = {}
         if path is None:
             return
+        head = json.dumps({"fields": [f.name for f in fields(Outcome)], **settings}, sort_keys=True)
         if path.exists():
             whole = path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]  # a line that was cut off is asked again
             path.write_bytes(whole)
-            for line in whole.decode().splitlines()[1:]:
-                outcome = Outcome(**json.loads(line))
-                self.outcomes[outcome.item] = outcome
-            if whole:
+            first, *lines = whole.decode().splitlines() or [""]
+            if first == head:  # else it was written by another release
+                found = (Outcome(**json.loads(line)) for line in lines)
+                self.outcomes = {o.item: o for o in found}
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, sort_keys=True) + "\n")
+        path.write_text(head + "\n")
 
     def has(self, items: Iterable[int]) -> bool:
         """True if all these questions are answered."""

@@ -35,12 +35,14 @@ class Batch:
     """Questions that are asked together.
 
     items: their numbers in the set. prompts: `input_ids` and the like, one row per question.
-    seen: the pictures, one per row. asked, big: bool [B, N], tokens on the asked objects, on the big distractor.
+    seen: the pictures, one per row. owner: long [B, N], the object on each token (-2 sign, -1 ground).
+    asked, big: bool [B, N], tokens on the asked objects, on the big distractor.
     """
 
     items: list[int]
     prompts: dict[str, Any]
     seen: EncodedPrompt
+    owner: Tensor
     asked: Tensor
     big: Tensor
 
@@ -149,7 +151,7 @@ class Runner:
 
     def _batch(self, items: list[int], prompts: dict[str, Any], seen: EncodedPrompt) -> Batch:
         units = seen.parts[0].units
-        asked, big = [], []
+        owners, asked, big = [], [], []
         for i, unit in zip(items, units):
             item = self.questions.items[i]
             scene = self.questions.scenes[item.scene]
@@ -159,11 +161,12 @@ class Runner:
             column, row = (((boxes[:, j] + boxes[:, j + 2]) / 2 * side).long().clamp(0, side - 1) for j in (0, 1))
             here = owner[row, column]
             distractors = [j for j, o in enumerate(scene.objects) if o.big and j not in item.question.targets]
+            owners.append(here)
             asked.append(torch.isin(here, here.new_tensor(item.question.targets)))
             big.append(torch.isin(here, here.new_tensor(distractors)))
         # Pixels are encoded already; their sizes may still be needed for positions.
         prompts = {k: v for k, v in prompts.items() if not k.startswith("pixel_values")}
-        return Batch(items, prompts, seen, torch.stack(asked), torch.stack(big))
+        return Batch(items, prompts, seen, torch.stack(owners), torch.stack(asked), torch.stack(big))
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
         seen = batch.seen
@@ -192,6 +195,7 @@ def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -
         asked, big = batch.asked[b], batch.big[b]
         nearest = (directions @ directions[rows].T).amax(-1).amin()
         about, distracted = bool(asked.any()), bool(big.any())
+        objects = batch.owner[b][asked].unique()
         found.append(
             Outcome(
                 item=item,
@@ -204,6 +208,7 @@ def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -
                 on_asked=round(float(asked[rows].float().mean()), 6) if about else None,
                 on_big=round(float(big[rows].float().mean()), 6) if distracted else None,
                 seen=round(float(asked[rows].sum() / asked.sum()), 6) if about else None,
+                found=round(float(torch.isin(objects, batch.owner[b][rows]).float().mean()), 6) if about else None,
             )
         )
     return found

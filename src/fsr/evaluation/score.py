@@ -141,6 +141,7 @@ class Scorer:
             "share_of_budget_on_asked": _mean([o.on_asked for o in outcomes]),
             "share_of_budget_on_big_distractor": _mean([o.on_big for o in outcomes]),
             "asked_patches_kept": _mean([o.seen for o in outcomes]),
+            "asked_objects_found": _mean([o.found for o in outcomes]),
         }
         wanted = [o.wanted for o in outcomes if o.wanted is not None]
         if wanted:

@@ -75,7 +75,15 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
             kinds.append([name, *cells, _percent(row["loyalty"]["value"])])
         tables[f"By kind, {k} of {total} tokens"] = kinds
         spent: Rows = [
-            [f"budget at {k}", "on asked, %", "asked patches kept, %", "on distractor, %", "radius", "no Scan, %"]
+            [
+                f"budget at {k}",
+                "on asked, %",
+                "asked patches kept, %",
+                "asked objects found, %",
+                "on distractor, %",
+                "radius",
+                "no Scan, %",
+            ]
         ]
         for name in names:
             row = at[name, k]
@@ -84,6 +92,7 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
                     name,
                     _percent(row["share_of_budget_on_asked"]),
                     _percent(row["asked_patches_kept"]),
+                    _percent(row["asked_objects_found"]),
                     _percent(row["share_of_budget_on_big_distractor"]),
                     f"{row['coverage_radius']['median']:.2f}",
                     _percent(row["focus"]["no_scan"]) if "focus" in row else "-",
