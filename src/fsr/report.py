@@ -97,6 +97,25 @@ class Report:
         """Visual tokens of all pictures after pruning."""
         return sum(s.kept for s in self.selections)
 
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """One line per picture: what was kept over all of it, and of each tile or frame where it has several."""
+        return tuple(_budget(i, s) for i, s in enumerate(self.selections))
+
+
+def _budget(number: int, selection: Selection) -> str:
+    line = f"picture {number}: {selection.kept} of {selection.total} tokens"
+    where = selection.geometry
+    if where is None:
+        return line
+    rows = selection.rows.to(where.tile.device)
+    for what, label in (("tile", where.tile), ("frame", where.frame)):
+        groups = label[where.tile >= 0].unique()
+        if len(groups) > 1:
+            kept = [int(((label[rows] == g) & (where.tile[rows] >= 0)).sum()) for g in groups]
+            line += f"; by {what} ({len(groups)}): {', '.join(map(str, kept))}"
+    return line
+
 
 @dataclass(frozen=True)
 class Prepared(Mapping[str, Any]):
