@@ -14,7 +14,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	touch $@
 
 demo: $(VENV)/.base
@@ -23,9 +23,9 @@ demo: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-docs: $(VENV)/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/python docs/build.py
+# The site, in site/. Pages open from the folder; searching them needs a server (python -m http.server -d site).
+docs: $(VENV)/.test
+	$(BIN)/python -m zensical build --clean --strict
 
 clean:
 	rm -rf $(VENV) site kept.png
