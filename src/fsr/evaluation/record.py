@@ -66,7 +66,7 @@ class RecordFile:
         """Keep a batch, on disk too where there is a file."""
         self.outcomes |= {o.item: o for o in outcomes}
         if self.path is not None:
-            with self.path.open("a") as f:
+            with self.path.open("a", buffering=1 << 20) as f:  # a batch in one write: others may append to the file too
                 f.write("".join(json.dumps(asdict(o)) + "\n" for o in outcomes))
 
     def complete(self, n: int) -> list[Outcome]:
