@@ -101,6 +101,23 @@ class Method(ABC):
         """Signals that this configuration reads; options may need fewer than the class declares."""
         return self.needs
 
+    def need(self, tokens: VisualTokens, signal: Signal) -> Tensor:
+        """One signal of `tokens` by name.
+
+        Raises:
+            RelevanceError: it is missing.
+        """
+        own = {"saliency": tokens.saliency, "relevance": tokens.relevance, "encoder": tokens.encoder}
+        value = own[signal] if signal in own else tokens.extra.get(signal)
+        if value is None:
+            hint = (
+                "give a paired text tower, or set relevance='none' where the method has that option"
+                if signal == "relevance"
+                else "this model's adapter does not provide it"
+            )
+            raise RelevanceError(f"{self.name} needs {signal}, which is missing: {hint}.")
+        return value
+
     def budget(self, total: int) -> int:
         """K for an image (or tile, or frame) of `total` tokens: never more than `total`, never fewer than one."""
         k = self.keep if isinstance(self.keep, numbers.Integral) else round(float(self.keep) * total)
@@ -169,20 +186,8 @@ class Method(ABC):
             patches = extra if tokens.structural is None else extra[~tokens.structural.to(extra.device)]
             if not bool(torch.isfinite(patches).all()):
                 raise FeatureError(f"{name} holds NaN or infinity: check the vision tower.")
-        have = {
-            "saliency": tokens.saliency is not None,
-            "relevance": tokens.relevance is not None,
-            "encoder": tokens.encoder is not None,
-            **{k: True for k in tokens.extra},
-        }
         for signal in sorted(self.signals()):
-            if not have.get(signal, False):
-                hint = (
-                    "give a paired text tower, or set relevance='none' where the method has that option"
-                    if signal == "relevance"
-                    else "this model's adapter does not provide it"
-                )
-                raise RelevanceError(f"{self.name} needs {signal}, which is missing: {hint}.")
+            self.need(tokens, signal)
 
     def _groups(self, tokens: VisualTokens) -> list[Tensor]:
         everything = torch.arange(tokens.count, device=tokens.features.device)

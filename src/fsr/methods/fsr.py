@@ -90,7 +90,7 @@ class FSR(Method):
         _one_of("distance", self.distance, ("projected", "encoder"))
 
     def signals(self) -> frozenset[Signal]:
-        """Saliency always; relevance unless it is off or has no weight; encoder features if distances are taken there."""
+        """Saliency; relevance unless it is off or has no weight; encoder features if distances are taken there."""
         used: set[Signal] = {"saliency"}
         if self.relevance == "auto" and self.alpha > 0:
             used.add("relevance")
