@@ -15,14 +15,14 @@ __all__ = ["BASELINES", "RANDOM_SEEDS", "UNPRUNED", "Trial", "contenders", "tria
 
 UNPRUNED = "unpruned"
 RANDOM_SEEDS = (0, 1, 2)
-# Short name -> (method, options). Farthest points: Scan alone, started at the most salient token, nothing merged.
+# Short name -> (method, options).
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
     "grid": ("uniform-grid", {}),
     "pool": ("average-pool", {}),
     "saliency": ("saliency", {}),
     "relevance": ("relevance", {}),
-    "farthest": ("fsr", {"alpha": 0.0, "max_focus": 0.0, "kappa": 0.0}),
+    "farthest": ("farthest", {}),
 }
 
 

@@ -1,18 +1,52 @@
 """Pruning methods: each knows tensors and no models."""
 
+from fsr.methods.average_pool import AveragePool
 from fsr.methods.base import Method, available, get, register
+from fsr.methods.cdpruner import CDPruner
+from fsr.methods.divprune import DivPrune
+from fsr.methods.farthest import Farthest
+from fsr.methods.fastervlm import FasterVLM
 from fsr.methods.fsr import FSR
+from fsr.methods.hired import HiRED
+from fsr.methods.holov import HoloV
 from fsr.methods.inside import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods.prumerge import PruMerge
+from fsr.methods.random import Random
+from fsr.methods.relevance import Relevance
+from fsr.methods.saliency import Saliency
+from fsr.methods.scope import Scope
+from fsr.methods.trim import TRIM
+from fsr.methods.uniform_grid import UniformGrid
+from fsr.methods.visionzip import VisionZip
+from fsr.methods.vispruner import VisPruner
+from fsr.methods.vscan import VScan
 
 __all__ = [
     "FSR",
+    "TRIM",
+    "AveragePool",
+    "CDPruner",
     "Chain",
     "Dart",
+    "DivPrune",
+    "Farthest",
     "FastV",
+    "FasterVLM",
+    "HiRED",
+    "HoloV",
     "InsideMethod",
     "Method",
+    "PruMerge",
     "PyramidDrop",
+    "Random",
+    "Relevance",
+    "Saliency",
+    "Scope",
     "SparseVLM",
+    "UniformGrid",
+    "VScan",
+    "VisPruner",
+    "VisionZip",
     "available",
     "get",
     "register",
