@@ -277,3 +277,12 @@ def test_command_writes_files_and_refuses_nonsense(llava, processor, twin, tmp_p
         assert main(["view", *words, *extra]) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1, (extra, err)
+
+
+def test_without_a_text_tower_there_is_no_relevance_to_show(llava, processor):
+    (case,) = gather(llava, processor, tiny.picture(3), ["where ?"], [FSR(keep=9)], relevance="none", max_new_tokens=2)
+    assert case.score("relevance") is None
+    page = Page(render(case))
+    assert page.data["cases"][0]["relevance"] is None and not any(
+        "relevance" in a.get("aria-label", "") for _, a in page.elements
+    )

@@ -99,10 +99,10 @@ class OnePicture:
         before = perf_counter()
         if self.seen is None:
             self.seen = encode(self.model, inputs, *self.methods, relevance=self.relevance)
-        self.seen.check(method.signals())
         ready = perf_counter()
         adapter = find(self.model)
         method, scorer = resolve_scorer(adapter, method, self.seen.scorer or self.relevance)
+        self.seen.check(method.signals())
         recorder: Any = _Recorder(method)
         pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", self.seen))
         clock = _FirstToken()

@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "what each choice inside Focus-Scan-Refine is worth, on the benchmark",
     "ask": "answer a question about a picture from K visual tokens",
     "compare": "which method keeps the right answers, on the benchmark",
+    "demo": "the report alive, in a browser",
     "methods": "list the pruning methods",
     "profile": "where the time goes: measured by stage, or counted from a config",
     "train": "train the embedded model",
