@@ -83,11 +83,14 @@ def main() -> int:
     plain, whole, direct = [], [], []
     with torch.inference_mode():
         alone(), tapped()
-        for _ in range(args.rounds):
-            plain.append(alone())
-            together, own = tapped()
-            whole.append(together)
-            direct.append(own)
+        for i in range(args.rounds):
+            for turn in (i % 2, 1 - i % 2):  # who goes first changes, or drift would favour one of them
+                if turn:
+                    plain.append(alone())
+                    continue
+                together, own = tapped()
+                whole.append(together)
+                direct.append(own)
         with record_layers(tower, [-2]) as states:
             tower(pixels)
             with Largest() as largest:
