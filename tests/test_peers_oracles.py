@@ -114,6 +114,16 @@ def test_holov(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_holov_with_the_runs_of_its_qwen_code(case):
+    x, expected = tokens(case), official("holov", case)
+    n, k = int(inputs(case)["N"]), int(inputs(case)["K"])
+    runs = max(1, int(1024 / 576 * n / k))
+    assert runs == int(expected["qwen_num_patches"])
+    rows, _ = holov_indices(x.features[None], x.saliency[None], k, runs)
+    assert torch.equal(rows[0], expected["qwen_idx_in_output_order"].long())
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_trim(case):
     x, expected = inputs(case), official("trim", case)
     n_out = int(expected["n_out"])
