@@ -241,6 +241,7 @@ def test_command_counts_without_weights(capsys: Any) -> None:
         (["--preset", "full", "--plot", "x.png"], "--plot"),
         (["--plot", "no/such/folder/x.png"], "folder"),
         (["--methods", "nope"], "unknown method"),
+        (["--preset", "full", "--model", "./no-such-folder"], "no config"),
     ],
 )
 def test_command_refuses_bad_input_with_a_hint(capsys: Any, words: list[str], hint: str) -> None:
@@ -257,3 +258,17 @@ def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any
     assert status == 0 and err == ""
     assert shown["weights"] == "random" and [r["keep"] for r in shown["results"]] == [None, 3]
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_checkpoint_is_measured_through_its_own_processor(capsys: Any) -> None:
+    words = ["--model", "mini", "--device", "cpu", "--keep", "16", "--rounds", "1", "--new-tokens", "2", "--json"]
+    status, out, _ = run(capsys, *words)
+    shown = json.loads(out)
+    base, fsr = shown["results"]
+    assert status == 0 and shown["weights"] == "checkpoint" and shown["dtype"] == "float32"
+    assert base["ms"]["preprocess"]["median"] > 0
+    assert (base["visual_tokens"]["after"], fsr["visual_tokens"]["after"]) == (144, 16)
+    assert fsr["ms"]["text_tower"]["median"] > 0 and fsr["notes"] == []
+    status, out, _ = run(capsys, "--preset", "full", "--model", "mini", "--keep", "16", "--text-tokens", "20", "--json")
+    rows = json.loads(out)["rows"]
+    assert rows[1]["kv_bytes"] * (144 + 20) == rows[0]["kv_bytes"] * (16 + 20)

@@ -74,9 +74,7 @@ def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     if args.plot:
         raise UsageError("--plot draws measured times: leave --preset out.")
     if args.model:
-        from transformers import AutoConfig
-
-        name, config = args.model, _mini_config() if args.model == "mini" else AutoConfig.from_pretrained(args.model)
+        name, config = args.model, _config_of(args.model)
     elif convention.name == "paper-table7" and not args.config:
         return paper_table()
     else:
@@ -123,10 +121,21 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     return report(subject, plan, measure(subject, plan))
 
 
-def _mini_config() -> Any:
-    from fsr.minivlm.build import build_llava
+def _config_of(model: str) -> Any:
+    """The config of a checkpoint, without its weights."""
+    from importlib.resources import as_file, files
 
-    return build_llava().config
+    from transformers import AutoConfig
+
+    from fsr.models import EMBEDDED
+
+    try:
+        if model in EMBEDDED:
+            with as_file(files("fsr.minivlm") / "data" / model) as folder:
+                return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no config for model {model!r}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _size(text: str) -> tuple[int, int]:
