@@ -28,4 +28,4 @@ docs: $(VENV)/.test
 	$(BIN)/python -m zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) site kept.png
+	rm -rf $(VENV) site .cache kept.png
