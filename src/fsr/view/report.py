@@ -33,8 +33,8 @@ def render(case: Case, live: bool = False) -> str:
     """
     sheet = lay_out(case.image, case.unpruned.selection.geometry)
     primary = _primary(case)
-    sides = _sides(case, sheet) if live or len(case.shown) > 1 else None
-    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary)]
+    sides = _sides(case, sheet, key() if live else None) if live or len(case.shown) > 1 else None
+    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary, None if live else key())]
     looks = [name for name, on in (("wide", len(sheet.placed) > 2), ("live", live)) if on]
     body = [
         maps.picture_defs(sheet, [data_uri(p) for p in sheet.pictures], ""),
@@ -129,7 +129,7 @@ def _scores(case: Case, sheet: Sheet, primary: Sequence[int]) -> Markup:
     return tag("section", tag("h2", "Scores"), note, tag("div", figures, cls="grid"))
 
 
-def _steps(case: Case, sheet: Sheet, primary: Sequence[int]) -> Markup:
+def _steps(case: Case, sheet: Sheet, primary: Sequence[int], legend: Markup | None) -> Markup:
     name = case.shown[primary[0]].name
     pills = []
     for n, i in enumerate(primary):
@@ -137,7 +137,7 @@ def _steps(case: Case, sheet: Sheet, primary: Sequence[int]) -> Markup:
         pills.append(tag("label", case.shown[i].keep, for_=f"b{i}"))
     picker = tag("fieldset", tag("legend", "Tokens kept"), pills) if len(primary) > 1 else None
     panels = [tag("div", _steps_of(case, sheet, i), cls="panel", data_for=i) for i in primary]
-    return tag("section", tag("h2", f"Step by step: {name}"), key(), picker, panels)
+    return tag("section", tag("h2", f"Step by step: {name}"), legend, picker, panels)
 
 
 def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
@@ -176,7 +176,7 @@ def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
     return steps
 
 
-def _sides(case: Case, sheet: Sheet) -> Markup:
+def _sides(case: Case, sheet: Sheet, legend: Markup | None) -> Markup:
     budgets: dict[int, list[int]] = {}
     for i, shown in enumerate(case.shown):
         budgets.setdefault(shown.keep, []).append(i)
@@ -191,7 +191,7 @@ def _sides(case: Case, sheet: Sheet) -> Markup:
         parts.append(tag("div", figures, cls="sides", style=f"--n:{min(len(figures), 4) if len(figures) != 5 else 3}"))
     lead = tag("p", f"With all tokens the model answers “{case.unpruned.text}”.", cls="lead")
     title = "Side by side at equal budget" if len(case.shown) > 1 else "What is kept"
-    return tag("section", tag("h2", title), lead, parts)
+    return tag("section", tag("h2", title), lead, legend, parts)
 
 
 def _clock(case: Case) -> Markup:
