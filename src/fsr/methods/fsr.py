@@ -19,7 +19,7 @@ from fsr.methods.base import Method, Picks, Signal, register
 from fsr.stages.focus import FocusMass, focus, priority
 from fsr.stages.normalise import Normalisation, normalise
 from fsr.stages.refine import refine
-from fsr.stages.scan import scan
+from fsr.stages.scan import Scan, scan
 from fsr.tokens import Stage, VisualTokens
 
 __all__ = ["FSR"]
@@ -98,9 +98,24 @@ class FSR(Method):
             used.add("encoder")
         return frozenset(used)
 
-    @torch.no_grad()
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
-        """Focus, scan and refine B stacked images."""
+        """Focus, scan and refine B stacked images. Choices carry no gradient; kept and merged features do."""
+        with torch.no_grad():
+            phi, wanted, similarity, scanned = self._choose(tokens, k)
+        features, merged_into = refine(tokens.features, similarity, scanned.rows, scanned.scanned, phi, self.kappa)
+        return Picks(
+            rows=scanned.rows,
+            stage=torch.where(scanned.scanned, int(Stage.SCAN), int(Stage.FOCUS)),
+            features=features,
+            merged_into=merged_into,
+            priority=phi,
+            radii=scanned.radii,
+            focus_wanted=wanted,
+            radius_cos=scanned.radius,
+        )
+
+    def _choose(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor, Tensor, Scan]:
+        """Priority [B, N], K_F before the cap [B], cosines [B, N, N], and the rows of Focus and Scan."""
         signals = self.signals()
         device = tokens.features.device
         raw = _given("saliency", tokens.saliency).to(device)
@@ -111,18 +126,7 @@ class FSR(Method):
         phi = priority(s, r, self.alpha, self.beta)
         chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
         similarity = cosine(_given("encoder", tokens.encoder) if "encoder" in signals else tokens.features)
-        scanned = scan(similarity, chosen, raw)
-        features, merged_into = refine(tokens.features, similarity, scanned.rows, scanned.scanned, phi, self.kappa)
-        return Picks(
-            rows=scanned.rows,
-            stage=torch.where(scanned.scanned, int(Stage.SCAN), int(Stage.FOCUS)),
-            features=features,
-            merged_into=merged_into,
-            priority=phi,
-            radii=scanned.radii,
-            focus_wanted=chosen.wanted,
-            radius_cos=scanned.radius,
-        )
+        return phi, chosen.wanted, similarity, scan(similarity, chosen, raw)
 
 
 def _given(signal: str, value: Tensor | None) -> Tensor:
