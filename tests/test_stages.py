@@ -37,7 +37,7 @@ def fixed(*rows: int, k: int) -> Focus:
     return Focus(torch.tensor([[*rows, *[-1] * (k - len(rows))]]), count, count)
 
 
-# ---------------------------------------------------------------------------------------------------- normalise, ranking
+# --------------------------------------------------------------------------------------------- normalise, ranking
 
 
 @pytest.mark.parametrize("how", ["minmax", "rank", "softmax"])
@@ -142,7 +142,7 @@ def test_no_priority_means_no_focus():
 
 
 def test_a_long_tail_does_not_stall_the_sum():
-    # In float16 (or a naive float32 running sum of many millions) small terms vanish; the mass must reach rho * Z.
+    # In float16 small terms vanish from a running sum; the mass must still reach rho * Z.
     phi = torch.cat([torch.ones(1), torch.full((999,), 1e-4)])[None]
     assert focus(phi, 1000, rho=0.95).wanted.item() == 1 + int(np.ceil((0.95 * 1.0999 - 1) / 1e-4 - 1e-3))
 
