@@ -15,14 +15,14 @@ __all__ = ["BASELINES", "RANDOM_SEEDS", "UNPRUNED", "Trial", "contenders", "tria
 
 UNPRUNED = "unpruned"
 RANDOM_SEEDS = (0, 1, 2)
-# Short name -> (method, options).
-BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "random": ("random", {}),
-    "grid": ("uniform-grid", {}),
-    "pool": ("average-pool", {}),
-    "saliency": ("saliency", {}),
-    "relevance": ("relevance", {}),
-    "farthest": ("farthest", {}),
+# Short name -> method.
+BASELINES = {
+    "random": "random",
+    "grid": "uniform-grid",
+    "pool": "average-pool",
+    "saliency": "saliency",
+    "relevance": "relevance",
+    "farthest": "farthest",
 }
 
 
@@ -78,9 +78,8 @@ def contenders(names: str) -> list[str]:
     """
     known = available()
     outside = [n for n, cls in known.items() if not cls.where.startswith("inside")]
-    wrapped = {method for method, _ in BASELINES.values()}
     if names.strip() == "all":
-        found = [*BASELINES, *(n for n in outside if n not in wrapped)]
+        found = [*BASELINES, *(n for n in outside if n not in BASELINES.values())]
     else:
         found = list(dict.fromkeys(part.strip().lower() for part in names.split(",") if part.strip()))
     for name in found:
@@ -94,7 +93,7 @@ def contenders(names: str) -> list[str]:
 
 def trials_of(name: str, keep: int | float, positions: Positions = "auto") -> list[Trial]:
     """The runs of one contender at one budget: one, or one per seed where tokens are drawn at random."""
-    method, options = BASELINES.get(name, (name, {}))
+    method = BASELINES.get(name, name)
     if method != "random":
-        return [Trial(name, get(method, keep=keep, **options), positions)]
+        return [Trial(name, get(method, keep=keep), positions)]
     return [Trial(name, get(method, keep=keep, seed=seed), positions, redraw=True) for seed in RANDOM_SEEDS]
