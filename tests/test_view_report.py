@@ -22,9 +22,10 @@ from fsr.view.case import Case, Shown, as_seen, gather, nearest_kept
 from fsr.view.curves import mass_curve, radius_curve
 from fsr.view.figures import figure_page, figure_png
 from fsr.view.html import Markup, script_json, tag
+from fsr.view.maps import _squares
 from fsr.view.paper import report_png
 from fsr.view.report import render
-from fsr.view.sheet import lay_out
+from fsr.view.sheet import Spot, lay_out
 
 NASTY = 'is </script><img src=x onerror="alert(1)"> & <b>there</b> ?'
 METHODS = [method(keep=keep) for keep in (12, 5) for method in (FSR, VisionZip)]
@@ -286,3 +287,10 @@ def test_without_a_text_tower_there_is_no_relevance_to_show(llava, processor):
     assert page.data["cases"][0]["relevance"] is None and not any(
         "relevance" in a.get("aria-label", "") for _, a in page.elements
     )
+
+
+def test_neighbouring_squares_share_their_edges():
+    spots = [Spot(1000 / 7 * i, 0.0, 1000 / 7, 1000 / 7) for i in range(7)]
+    found = re.findall(r"M([\d.]+) 0h([\d.]+)v", _squares(spots))
+    edges = [(float(x), round(float(x) + float(w), 1)) for x, w in found]
+    assert len(edges) == 7 and all(a[1] == b[0] for a, b in zip(edges, edges[1:])) and edges[-1][1] == 1000

@@ -121,8 +121,11 @@ def _squares(spots: Iterable[Spot], inset: float = 0.0) -> str:
     parts = []
     for s in spots:
         dx, dy = inset * s.w, inset * s.h
-        x, y, w, h = (number(v) for v in (s.x + dx, s.y + dy, s.w - 2 * dx, s.h - 2 * dy))
-        parts.append(f"M{x} {y}h{w}v{h}h-{w}z")
+        # Edges are rounded, not widths: neighbours must share them, or hairlines shine through.
+        x0, x1 = round(s.x + dx, 1), round(s.x + s.w - dx, 1)
+        y0, y1 = round(s.y + dy, 1), round(s.y + s.h - dy, 1)
+        w, h = number(x1 - x0), number(y1 - y0)
+        parts.append(f"M{number(x0)} {number(y0)}h{w}v{h}h-{w}z")
     return "".join(parts)
 
 
