@@ -1,0 +1,161 @@
+"""What selection costs: the fast path against the plain loops, as ratios within one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/selection.py [--json out.json]
+
+CPU (one thread): Scan by the library against a plain torch loop that recomputes distances at every step, and against
+a plain greedy DPP loop; a batch of 32 images against one. On CUDA (where present) also the whole of FSR and
+CDPruner's plain loop, with the bars of the H200, and capture in a CUDA graph.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from fsr.kernels import cosine, dpp_map, farthest_points
+from fsr.methods import FSR
+from fsr.tokens import VisualTokens
+
+SIZES = [(576, 1024, 64), (2880, 1024, 320)]
+
+
+def clock(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median milliseconds after one warm-up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def plain_farthest(features: torch.Tensor, k: int) -> torch.Tensor:
+    """What a straightforward implementation does: at every step the distance of all tokens to the newest anchor."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    nearest, pick, order = torch.full((len(unit),), -2.0, device=unit.device), torch.zeros((), dtype=torch.long), []
+    for _ in range(k):
+        order.append(pick)
+        nearest = torch.maximum(nearest, unit @ unit[pick])
+        nearest[pick] = torch.inf
+        pick = nearest.argmin()
+    return torch.stack(order)
+
+
+def plain_dpp(features: torch.Tensor, quality: torch.Tensor, k: int) -> torch.Tensor:
+    """Greedy MAP as usually written: kernel matrix, incremental Cholesky, one einsum over the history per step."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    kernel = quality[:, None] * (unit @ unit.T) * quality
+    variance, history = kernel.diagonal().clone(), torch.zeros(k, len(unit), device=unit.device)
+    order = []
+    for step in range(k):
+        pick = variance.argmax()
+        order.append(pick)
+        row = kernel[pick] - torch.einsum("t,tn->n", history[:step, pick], history[:step])
+        row = row / variance[pick].clamp_min(1e-12).sqrt()
+        history[step] = row
+        variance = variance - row.square()
+        variance[pick] = -torch.inf
+    return torch.stack(order)
+
+
+def scan_alone(features: torch.Tensor, k: int) -> object:
+    """Cosines and farthest points through the library, [B, N, D]."""
+    preset = torch.full((features.shape[0], k), -1, dtype=torch.long, device=features.device)
+    preset[:, 0] = 0
+    return farthest_points(cosine(features), preset)
+
+
+def dpp_alone(features: torch.Tensor, quality: torch.Tensor, k: int) -> object:
+    """Cosines and DPP through the library."""
+    return dpp_map(cosine(features), quality, k)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    out: dict = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    }
+    out |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "repeats": args.repeats, "sizes": []}
+    for n, d, k in SIZES:
+        x = torch.randn(1, n, d, device=device)
+        quality = torch.rand(1, n, device=device)
+        fast = clock(partial(scan_alone, x, k), device, args.repeats)
+        fast_dpp = clock(partial(dpp_alone, x, quality, k), device, args.repeats)
+        plain = clock(partial(plain_farthest, x[0], k), device, args.repeats)
+        dpp = clock(partial(plain_dpp, x[0], quality[0], k), device, args.repeats)
+        same = torch.equal(
+            farthest_points(cosine(x), torch.tensor([[0] + [-1] * (k - 1)], device=device)).order[0],
+            plain_farthest(x[0], k),
+        )
+        row = {"n": n, "d": d, "k": k, "scan_ms": fast, "plain_loop_ms": plain, "plain_dpp_ms": dpp, "dpp_ms": fast_dpp}
+        row |= {
+            "plain/scan": plain / fast,
+            "plain_dpp/scan": dpp / fast,
+            "plain_dpp/dpp": dpp / fast_dpp,
+            "same_picks": same,
+        }
+        out["sizes"].append({a: round(b, 3) if isinstance(b, float) else b for a, b in row.items()})
+    method = FSR(keep=64)
+    many = [
+        VisualTokens(
+            torch.randn(576, 1024, device=device), torch.rand(576, device=device), torch.rand(576, device=device)
+        )
+        for _ in range(32)
+    ]
+    one, batch = (clock(lambda images=images: method(images), device, args.repeats) for images in (many[:1], many))
+    out["fsr"] = {"one_image_ms": round(one, 3), "batch_of_32_ms": round(batch, 3), "batch/one": round(batch / one, 2)}
+    if device.type == "cuda":
+        out["h200_bars"] = cuda_bars(device, args.repeats)
+    for row in out["sizes"]:
+        print("  ".join(f"{a} {b}" for a, b in row.items()))
+    print(out["fsr"])
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump(out, f, indent=1)
+
+
+def cuda_bars(device: torch.device, repeats: int) -> dict:
+    """bf16, d = 4096: N = 576, K = 64 at most 0.25 ms and a tenth of a plain DPP loop; five tiles at K = 128 at most
+    0.5 ms; graph capture."""
+    x = torch.randn(5, 576, 4096, device=device, dtype=torch.bfloat16)
+    score = torch.rand(5, 576, device=device)
+    one = VisualTokens(x[:1], score[:1], score[:1])
+    five = VisualTokens(x, score, score)
+    whole = clock(lambda: FSR(keep=64).pick(one, 64), device, repeats)
+    tiles = clock(lambda: FSR(keep=128).pick(five, 128), device, repeats)
+    dpp = clock(lambda: plain_dpp(x[0], score[0], 64), device, repeats)
+    graph = torch.cuda.CUDAGraph()
+    FSR(keep=64).pick(one, 64)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        FSR(keep=64).pick(one, 64)
+    replay = clock(graph.replay, device, repeats)
+    return {
+        "fsr_576_64_ms": whole,
+        "in_a_graph_ms": replay,
+        "five_tiles_128_ms": tiles,
+        "plain_dpp_ms": dpp,
+        "dpp/fsr": dpp / replay,
+    }
+
+
+if __name__ == "__main__":
+    main()
