@@ -30,7 +30,7 @@ class Visual:
     patches: rows of the patch embedding; patch_inputs: numbers per patch.
     projector: (rows, in, out) of every linear map between tower and language model.
     tokens: N, what the language model gets. grid: rows and columns of the N tokens when they are one raster.
-    pooled: sequences whose pooling head runs although nobody reads it (SigLIP with `vision_use_head`).
+    pooled: the tower's pooling head runs although nobody reads it (SigLIP with `vision_use_head`).
     """
 
     sequences: tuple[int, ...]
