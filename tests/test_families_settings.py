@@ -12,7 +12,7 @@ from PIL import Image
 
 import families
 import tiny
-from fsr import FSR, FeatureError, RelevanceError, UnsupportedModelError, UsageError, prepare, prune
+from fsr import FSR, ClipTwin, FeatureError, RelevanceError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.adapters import find
 from fsr.adapters.internvl import mosaic
 from fsr.adapters.llava_next import five_tiles
@@ -44,7 +44,7 @@ def next_processor():
     )  # fmt: skip
 
 
-def test_llava_next_as_in_the_papers(next_processor):
+def test_llava_next_as_in_the_papers(next_processor, feature):
     """Five tiles, no newline, budgets per tile and over the picture; and the stock model is back afterwards."""
     model = copy.deepcopy(families.model_of("llava-next"))
     model.config.image_token_id = tiny.SPECIAL.index("<image>")
@@ -77,6 +77,7 @@ def test_llava_next_as_in_the_papers(next_processor):
     assert torch.equal(
         model.generate(**next_processor(images=picture, text=text, return_tensors="pt"), **GREEDY), unpruned
     )
+    feature("llava-next", "five tiles of 576, no newline; budget per tile or over the picture")
     with pytest.raises(UsageError, match="LLaVA-NeXT"), five_tiles(families.model_of("llava"), next_processor):
         pass
 
@@ -104,6 +105,35 @@ def test_no_text_tower_means_no_relevance_and_says_so(name, feature):
     with pytest.raises(RelevanceError, match="processor"):
         prepare(model, FSR(keep=3), inputs, "red car", relevance="embedding")
     feature(name, "relevance: none by default, embedding as an option")
+
+
+@pytest.mark.parametrize("name", ["llava", "llava-next", "llava-next-video"])
+@torch.no_grad()
+def test_clip_relevance_goes_through_the_models_own_packing(name, feature):
+    """Scores of the patches of each tile, packed; pooled frames are scored by their mean state; newlines have none."""
+    from transformers import CLIPConfig, CLIPModel
+
+    model = families.model_of(name)
+    text = tiny.clip().config.text_config.to_dict()
+    vision = families.clip_vision(projection_dim=16).to_dict()
+    clip = tiny.sharpen(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)), 2)
+    clip.vision_model.load_state_dict(model.model.vision_tower.state_dict())
+    twin = ClipTwin.from_clip(clip, tiny.word_tokenizer(ends=True), sign=-1)
+    rows = families.mixed(name)
+    inputs = families.prompts(name, rows)
+    report = prepare(model, FSR(keep=3), inputs, "red car", relevance=twin).report
+    tiles = inputs["pixel_values"]
+    first = tiles[:1] if tiles.dim() == 4 else tiles[0, :1]
+    state = model.model.vision_tower(first, output_hidden_states=True).hidden_states[-2][0, 1:]
+    assert torch.allclose(report.selections[0].relevance[:16], twin(state, "red car"), atol=1e-5)
+    for selection in report.selections:
+        structural = selection.geometry.tile < 0
+        assert selection.relevance[structural].isnan().all() and selection.relevance[~structural].isfinite().all()
+    if families.FAMILIES[name].clip:
+        states = model.model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True).hidden_states[-2]
+        pooled = model.model.vision_resampler(states[:, 1:]).flatten(0, 1)
+        assert torch.allclose(report.selections[-1].relevance, twin(pooled, "red car"), atol=1e-5)
+    feature(name, "relevance by the paired text tower")
 
 
 def test_paired_families_still_insist_on_their_text_tower():

@@ -92,7 +92,7 @@ def test_counts_of_the_published_size():
 
 
 @torch.no_grad()
-def test_whole_clip_is_what_the_description_says(model):
+def test_whole_clip_is_what_the_description_says(model, feature):
     """Any number of placeholders: all tokens are handed over, in the described order."""
     clip = inputs_for()
     expected = packed_by_hand(model, clip["pixel_values_videos"][0])
@@ -105,9 +105,10 @@ def test_whole_clip_is_what_the_description_says(model):
             got = model(**inputs_for(placeholders)).logits
         assert pruned.last.tokens_after == n and pruned.last.length_after == n + 4
         assert torch.allclose(got, logits, atol=1e-4 * float(logits.abs().max()))
+    feature("llava-video", "K = N equals the published packing")
 
 
-def test_budget_per_clip_and_per_frame(model):
+def test_budget_per_clip_and_per_frame(model, feature):
     side = 3 if model.config.llava_video_pool == "average" else 4
     report = prepare(model, FSR(keep=2, per="frame", relevance="none"), inputs_for()).report
     (selection,) = report.selections
@@ -121,10 +122,11 @@ def test_budget_per_clip_and_per_frame(model):
     assert float(boxes.min()) == pytest.approx(0, abs=1e-6) and float(boxes[:, 0].unique().numel()) == side
     whole = prepare(model, FSR(keep=6, relevance="none"), inputs_for()).report
     assert whole.tokens_after == 6
+    feature("llava-video", "budget per clip or per frame, row newlines structural")
 
 
 @pytest.mark.parametrize("options", [dict(), dict(num_beams=2, num_return_sequences=2), dict(use_cache=False)])
-def test_two_clips_generate_as_each_alone(model, options):
+def test_two_clips_generate_as_each_alone(model, options, feature):
     method = FSR(keep=5, relevance="none")
     both = inputs_for(clips=2)
     width = len(IDS)
@@ -137,6 +139,7 @@ def test_two_clips_generate_as_each_alone(model, options):
                 **{k: v[row : row + 1] for k, v in both.items()}, max_new_tokens=3, do_sample=False, **options
             )
             assert torch.equal(together[row * copies : (row + 1) * copies, width:], alone[:, width:])
+    feature("llava-video", "batched row = row alone")
     with pytest.raises(FeatureError, match="one each"):
         prepare(
             model,

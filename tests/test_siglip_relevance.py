@@ -92,7 +92,7 @@ def test_long_questions_are_averaged_over_chunks(folder):
 
 @pytest.mark.parametrize("rows", [[(1, 0)], [(2, 0)], [(0, 1)]], ids=["tiles", "two pictures", "clip"])
 @torch.no_grad()
-def test_relevance_goes_through_the_models_own_packing(known, onevision, folder, rows):
+def test_relevance_goes_through_the_models_own_packing(known, onevision, folder, rows, feature):
     """Embeddings per tile first (the missing layer needs whole tiles), packing afterwards; newlines have none."""
     inputs = families.prompts("llava-onevision", rows)
     report = prepare(onevision, FSR(keep=5), inputs, QUESTION).report
@@ -109,6 +109,7 @@ def test_relevance_goes_through_the_models_own_packing(known, onevision, folder,
     else:
         state = base.vision_tower(inputs["pixel_values"][0, :1], output_hidden_states=True).hidden_states[-1]
         assert torch.allclose(first.relevance[:16], twin(twin.tile_head(state)[0], QUESTION), atol=1e-5)
+    feature("llava-onevision", "relevance by the paired text tower")
 
 
 def test_fine_tuned_tower_warns_and_wrong_tower_is_an_error(known, onevision):

@@ -1,0 +1,116 @@
+"""What works for which family, from the tests that show it: writes docs/models.md.
+
+    python benchmarks/models_matrix.py [--check]
+
+Runs the family tests; each says at its end what it has shown for which family (the `feature` fixture of
+tests/conftest.py). Nothing in the
+table is written by hand, and no table is written if a test fails. `--check` compares with the committed page instead
+of writing it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "models.md"
+TESTS = [
+    *sorted((ROOT / "tests").glob("test_families_*.py")),
+    *(ROOT / "tests" / name for name in ("test_llava_video.py", "test_siglip_relevance.py")),
+]
+
+HEAD = """# Models
+
+`fsr` finds the adapter by the model's `config.model_type`. `python benchmarks/models_matrix.py` makes the table from
+the tests that ran on tiny random models of each family (transformers {transformers}, torch {torch}, CPU); nothing in
+it is written by hand.
+
+"""
+
+NOTES = """
+How to read it:
+
+* **K = N identity**: with a budget of all tokens, tokens and logits equal the unpruned model bit for bit, in greedy
+  decoding, sampling, beams, several return sequences, a static cache and no cache.
+* **K < N equals dropped columns**: logits equal a hand-made run of the language model that merges all tokens and then
+  drops columns.
+* **boxes / frames checked against pixels**: a square painted into a picture changes exactly the tokens whose boxes it
+  touches.
+* **scores paired with tokens**: a changed patch shows in the feature and in the score of the same token.
+* LLaVA-Video is not in the adapter matrix row by row, because its unpruned form is no Transformers class: it is
+  compared with its published packing instead. `fsr.adapters.llava_video` says how to give it frames,
+  `fsr.adapters.llava_video_convert` converts the published checkpoint.
+
+Relevance (`relevance="auto"`): LLaVA-1.5, LLaVA-NeXT and LLaVA-NeXT-Video use the CLIP text tower of their vision
+tower, LLaVA-OneVision and LLaVA-Video that of SigLIP (fine-tuned there: approximate, with a warning). The sign of
+SigLIP's patch similarity is not measured. All other families have no public text tower: FSR runs with alpha = 0 and
+says so in `report.notes`; `relevance="embedding"` compares projected features with the word embeddings of the question.
+
+LLaVA-NeXT in the setting of the papers (672 x 672, five tiles, 2880 tokens):
+`with five_tiles(model, processor) as processor:` from `fsr.adapters.llava_next`. `report.budgets` prints the budget
+over the picture and per tile.
+
+Before transformers 5.23, Transformers itself mixes up the pictures of a row when it repeats them for beams. Pruned runs
+are right there, or refused where they cannot be.
+"""
+
+
+class Collector:
+    """Features of passed tests, and whether all passed."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, list[str]] = {}
+        self.columns: list[str] = []
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+        if report.when != "call" or not report.passed:
+            return
+        for kind, value in report.user_properties:
+            if kind == "feature":
+                family, what = value
+                self.shown.setdefault(family, []).append(what)
+                if what not in self.columns:
+                    self.columns.append(what)
+
+
+def table(found: Collector) -> str:
+    families = sorted(found.shown)
+    lines = ["| shown by tests | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
+    for what in found.columns:
+        marks = ("yes" if what in found.shown[family] else "-" for family in families)
+        lines.append(f"| {what} | " + " | ".join(marks) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    found = Collector()
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *map(str, TESTS)], plugins=[found])
+    if code or found.failed or not found.shown:
+        print(f"no table: {len(found.failed)} tests failed (exit {int(code)})", file=sys.stderr)
+        return 1
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
+    page = HEAD.format(**versions) + table(found) + NOTES
+    if args.check:
+        same = PAGE.is_file() and page == PAGE.read_text(encoding="utf-8")
+        print("docs/models.md is up to date" if same else "docs/models.md differs: run benchmarks/models_matrix.py")
+        return int(not same)
+    PAGE.write_text(page, encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
