@@ -44,7 +44,7 @@ def test_equals_the_transcription_of_the_paper(case, kind, sign, space):
         saliency=saliency,
         relevance=cos.float() * (-1 if sign == "neg" else 1),
     )
-    method = FSR(keep=k, distance="encoder" if space == "pre" else "projected")
+    method = FSR(keep=k, max_focus=1.0, distance="encoder" if space == "pre" else "projected")
     (s,) = method([tokens])
     name = f"{kind}_{sign}_{space}"
     torch.testing.assert_close(s.priority, out[f"{kind}_{sign}_phi"].float(), atol=1e-5, rtol=1e-4)
@@ -103,7 +103,7 @@ def naive(tokens, keep, alpha=3.0, beta=1.0, rho=0.9, kappa=1.0):
 @given(st.integers(0, 10**6), st.integers(2, 39), st.sampled_from([0.0, 1.0, 2.5]))
 def test_equals_a_naive_loop(seed, keep, kappa):
     tokens = sample(seed)
-    (s,) = FSR(keep=keep, kappa=kappa)([tokens])
+    (s,) = FSR(keep=keep, kappa=kappa, max_focus=1.0)([tokens])
     k_f, focus, scan, rows, features = naive(tokens, keep, kappa=kappa)
     assert s.focus_wanted == k_f
     assert s.rows[s.stage == Stage.FOCUS].tolist() == focus
@@ -152,7 +152,7 @@ def test_the_certificate_tells_the_true_radius(seed, keep):
 
 def test_the_ends_of_the_options():
     tokens = sample(1)
-    (no_scan,) = FSR(keep=10, rho=1.0)([tokens])
+    (no_scan,) = FSR(keep=10, rho=1.0, max_focus=1.0)([tokens])
     assert no_scan.n_scan == 0
     (capped,) = FSR(keep=10, max_focus=0.3)([tokens])
     assert capped.n_focus <= 3

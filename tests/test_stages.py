@@ -131,7 +131,7 @@ def naive_focus(phi: list[float], k: int, rho: float, mass: str, cap: int) -> tu
 def test_focus_is_the_shortest_prefix(values, k, rho, mass, share):
     chosen = focus(torch.from_numpy(values).float(), k, rho, mass, share)
     for b, phi in enumerate(values.tolist()):
-        rows, wanted = naive_focus(phi, k, rho, mass, int(share * k))
+        rows, wanted = naive_focus(phi, k, rho, mass, max(1, int(share * k)) if share else 0)
         assert chosen.rows[b].tolist() == rows + [-1] * (k - len(rows))
         assert (chosen.size[b], chosen.wanted[b]) == (len(rows), wanted)
 

@@ -38,7 +38,7 @@ def priority(saliency: Tensor, relevance: Tensor | None, alpha: float, beta: flo
 def focus(phi: Tensor, k: int, rho: float = 0.9, mass: FocusMass = "all", max_focus: float = 1.0) -> Focus:
     """Eq. 4: the shortest prefix of the tokens by falling priority that holds the share `rho` of the priority mass.
 
-    Where that prefix is longer than the budget (the paper says nothing) it is cut at min(K, floor(max_focus * K)).
+    Where that prefix is longer than the budget (the paper says nothing) it is cut at max(1, floor(max_focus * K)).
     Without any priority mass Focus is empty. Ties go to the lowest index. Shapes do not depend on K_F, and nothing
     waits for the device.
 
@@ -47,14 +47,15 @@ def focus(phi: Tensor, k: int, rho: float = 0.9, mass: FocusMass = "all", max_fo
         k: the budget K <= N.
         rho: share of the mass in (0, 1].
         mass: of all N tokens ('all', the paper) or of the K with the highest priority ('top_k').
-        max_focus: largest share of K that Focus may take, in [0, 1].
+        max_focus: largest share of K that Focus may take, in [0, 1]; 0 is no Focus at all.
     """
     values, order = ranked(phi)
     held = values.to(wide(phi.device)).cumsum(dim=-1)
     total = held[:, -1:] if mass == "all" else held[:, k - 1 : k]
     # The first k whose mass reaches rho * Z is one more than the number of prefixes that do not.
     wanted = torch.where(total[:, 0] > 0, (held < rho * total).sum(dim=-1) + 1, 0)
-    cap = min(k, math.floor(max_focus * k + 1e-9))
+    # One token of evidence at least, or a budget of one would ignore the question.
+    cap = min(k, max(1, math.floor(max_focus * k + 1e-9))) if max_focus > 0 else 0
     size = wanted.clamp(max=cap)
     step = torch.arange(k, device=phi.device)
     return Focus(torch.where(step < size[:, None], order[:, :k], -1), size, wanted)
