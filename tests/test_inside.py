@@ -152,6 +152,10 @@ def test_one_prompt_without_padding(models, single, name):
     _, report = expect_naive(models["llama"], METHODS[name], single)
     assert report.inside.columns.shape[1] == single["input_ids"].shape[1] - tiny.TOKENS + K
     assert (report.inside.columns >= 0).all()
+    assert report.notes[-2] == f"{report.inside.drops[-1].method}: {K} of {tiny.TOKENS} visual tokens from decoder " + (
+        f"layer {report.inside.drops[-1].layer} on"
+    )
+    assert not any("nothing" in note for note in (*report.notes, *report.selections[0].notes))
 
 
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
@@ -235,7 +239,7 @@ def test_keeping_all_changes_no_bit(model, batch, method, options):
     assert torch.equal(out.sequences, plain.sequences)
     assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits))
     assert pruned.last.inside.drops == () and pruned.last.inside.columns is None
-    assert pruned.last.inside.layer_average == 3 * tiny.TOKENS
+    assert pruned.last.inside.layer_average == 3 * tiny.TOKENS and "nothing dropped" in pruned.last.notes[-1]
 
 
 def test_prompts_without_pictures_are_left_alone(model, processor):

@@ -49,6 +49,17 @@ class InsideReport:
         counts = [sum(self.entered), *(sum(len(r) for r in d.rows) for d in self.drops)]
         return sum(c * (hi - lo) for c, lo, hi in zip(counts, edges, edges[1:])) / self.depth
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The same in words."""
+        if not self.drops:
+            return ("nothing dropped inside the language model: the budget holds every token that enters it",)
+        steps = [
+            f"{d.method}: {sum(map(len, d.rows))} of {sum(self.entered)} visual tokens from decoder layer {d.layer} on"
+            for d in self.drops
+        ]
+        return (*steps, f"on average {self.layer_average:.1f} visual tokens per decoder layer")
+
 
 @dataclass(frozen=True)
 class Report:

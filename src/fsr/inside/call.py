@@ -142,4 +142,4 @@ class Call:
             drops=tuple(replace(d, rows=d.rows[:n]) for d in self.drops),
             columns=None if last is None else last.source,
         )
-        return replace(self.report, inside=inside)
+        return replace(self.report, inside=inside, notes=(*self.report.notes, *inside.notes))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
 from fsr.methods.inside.base import InsideMethod
-from fsr.tokens import VisualTokens
+from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Chain", "Whole", "join", "split"]
 
@@ -44,6 +44,10 @@ class Whole(Method):
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """Never reached with keep = 1.0; a smaller budget is not this method's business."""
         raise UsageError("'whole' keeps every token: choose a method that prunes.")
+
+    def _whole(self, tokens: VisualTokens) -> Selection:
+        """Without the note that nothing was pruned: something will be, later."""
+        return replace(super()._whole(tokens), notes=())
 
 
 def join(left: Any, right: Any) -> Chain:
