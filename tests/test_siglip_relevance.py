@@ -133,5 +133,27 @@ def test_a_checkpoint_that_is_not_there_is_an_error(monkeypatch, onevision, tmp_
         prepare(onevision, FSR(keep=5), families.prompts("llava-onevision", [(1, 0)]), QUESTION)
 
 
+@torch.no_grad()
+def test_llava_with_a_siglip_tower(siglip, folder, monkeypatch):
+    """Checkpoints of the plain LLaVA class with SigLIP: the state before the tower's final norm is scored."""
+    from transformers import LlavaConfig
+
+    config = LlavaConfig(
+        vision_config=families.siglip_vision(), text_config=families.text(), image_token_id=families.IMAGE,
+        image_seq_length=16, vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    model = families.made("LlavaForConditionalGeneration", config, "sdpa")
+    state = {k: v for k, v in siglip.vision_model.state_dict().items() if "layers.3." not in k and "head." not in k}
+    model.model.vision_tower.load_state_dict(state)
+    monkeypatch.setitem(relevance.TWINS, relevance.fingerprint(model.model.vision_tower), (str(folder), 1))
+    inputs = families.prompts("llava", [(1, 0)])
+    (selection,) = prepare(model, FSR(keep=5), inputs, QUESTION).report.selections
+    one = siglip.vision_model(inputs["pixel_values"]).last_hidden_state
+    patches = torch.cat([siglip.vision_model.head(one[:, i : i + 1]) for i in range(16)])
+    tokens = tiny.word_tokenizer("right", ends=True)(QUESTION, padding="max_length", max_length=8, return_tensors="pt")
+    text = siglip.text_model(input_ids=tokens["input_ids"]).pooler_output
+    assert torch.allclose(selection.relevance, torch.cosine_similarity(patches, text), atol=1e-5)
+
+
 def test_adapter_knows_whose_twin_it_is(onevision):
     assert find(onevision).paired_text_tower and not find(families.model_of("qwen2-vl")).paired_text_tower

@@ -36,9 +36,15 @@ class LlavaAdapter(Adapter):
         i - 1."""
         return self.feature_layer if self.feature_layer < 0 else self.feature_layer - 1
 
+    @property
+    def last_is_raw(self) -> bool:
+        """True if the tower's `last_hidden_state` is the residual stream itself (CLIP), not its final norm (SigLIP)."""
+        return bool(self.vision_tower.config.model_type == "clip_vision_model")  # type: ignore[union-attr]
+
     def wants_hidden_states(self, signals: frozenset[str], patch_layer: int) -> bool:
         """Recent releases return only the hidden state they read, and `last_hidden_state` always."""
-        return "relevance" in signals and patch_layer not in (-1, self.feature_layer)
+        at_hand = patch_layer in (-1, self.feature_layer) if self.last_is_raw else False
+        return "relevance" in signals and not at_hand
 
     def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
         """Features are in patch order already; with the strategy "full" row 0 is [CLS], a structural row."""
@@ -60,7 +66,9 @@ class LlavaAdapter(Adapter):
             return torch.cat([blank, value[i]])
 
         encoder = self._hidden(output, self.feature_layer) if "encoder" in tower.signals else None
-        patches = self._hidden(output, tower.patch_layer) if "relevance" in tower.signals else None
+        patches = None
+        if "relevance" in tower.signals:
+            patches = tower.read_patches(self._hidden(output, tower.patch_layer))
         tokens, states = [], []
         for i, f in enumerate(features):
             geometry = Geometry.raster(rows, cols, f.device)
@@ -89,5 +97,5 @@ class LlavaAdapter(Adapter):
 
     def _hidden(self, output: Any, layer: int) -> Tensor:
         """A hidden state of the tower without [CLS], [T, P, C]; the last one as it is before `post_layernorm`."""
-        state = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        state = output.last_hidden_state if layer == -1 and self.last_is_raw else output.hidden_states[layer]
         return state[:, int(self.has_cls) :].detach()

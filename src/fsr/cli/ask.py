@@ -17,7 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_method_arguments(parser)
     parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
     parser.add_argument(
-        "--relevance", choices=("auto", "none"), default="auto", help="none: work without the question's text tower"
+        "--relevance",
+        choices=("auto", "none", "embedding"),
+        default="auto",
+        help="none: work without the question's text tower; embedding: with the model's own word embeddings",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--compare", action="store_true", help="answer from all tokens as well")
