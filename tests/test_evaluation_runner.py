@@ -198,9 +198,15 @@ def test_contenders():
     assert everything[0] == "fsr" and set(BASELINES) <= set(everything) and not inside & set(everything)
     assert "uniform-grid" not in everything  # it is called grid
     assert contenders("grid, FSR,grid") == ["fsr", "grid"]
-    for name in ("no-such", *sorted(inside)[:1]):
+    assert contenders("fsr:rho=0.5,grid")[:3] == ["fsr", "fsr:rho=0.5", "grid"]
+    (trial,) = trials_of("fsr:max_focus=0.5:normalise=rank", 8)
+    assert trial.method == FSR(keep=8, max_focus=0.5, normalise="rank")
+    for name in ("no-such", "no-such:rho=1", *sorted(inside)[:1]):
         with pytest.raises(UsageError):
             contenders(name)
+    for name in ("fsr:rho", "fsr:keep=3", "fsr:nonsense=1", "random:beta=2"):
+        with pytest.raises(UsageError):
+            trials_of(name, 8)
 
 
 def test_command_line(folder, tmp_path, capsys):

@@ -16,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         default="fsr,random,grid,pool,saliency,relevance,farthest",
-        help="separated by commas, or `all`; fsr always runs, the others are paired with it",
+        help="separated by commas, or `all`; options as fsr:rho=0.5; fsr always runs, the others are paired with it",
     )
     add_benchmark_arguments(parser, keep="48,32,16,8,4", split="test")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")

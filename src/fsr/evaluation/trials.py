@@ -73,27 +73,48 @@ def unpruned(positions: Positions = "auto") -> Trial:
 def contenders(names: str) -> list[str]:
     """Names separated by commas, FSR first; "all" is FSR, the baselines and every method that prunes before the LLM.
 
+    A name may carry options: `fsr:max_focus=0.5:rho=0.8`. "all" may stand among other names.
+
     Raises:
         UsageError: an unknown name, or a method that prunes inside the language model.
     """
     known = available()
     outside = [n for n, cls in known.items() if not cls.where.startswith("inside")]
-    if names.strip() == "all":
-        found = [*BASELINES, *(n for n in outside if n not in BASELINES.values())]
-    else:
-        found = list(dict.fromkeys(part.strip().lower() for part in names.split(",") if part.strip()))
-    for name in found:
+    everything = [*BASELINES, *(n for n in outside if n not in BASELINES.values())]
+    found = []
+    for part in (part.strip().lower() for part in names.split(",")):
+        found += everything if part == "all" else [part] if part else []
+    for name in (label.partition(":")[0] for label in found):
         if name in known and name not in outside:
             raise UsageError(f"{name} prunes inside the language model: compare runs methods that prune before it.")
         if name not in known and name not in BASELINES:
             valid = sorted({*outside, *BASELINES})
             raise UsageError(f"unknown method {name!r}: choose from {', '.join(valid)}.")
-    return ["fsr", *(n for n in found if n != "fsr")]
+    return list(dict.fromkeys(["fsr", *found]))
 
 
 def trials_of(name: str, keep: int | float, positions: Positions = "auto") -> list[Trial]:
-    """The runs of one contender at one budget: one, or one per seed where tokens are drawn at random."""
-    method = BASELINES.get(name, name)
+    """The runs of one contender (see `contenders`) at one budget: one, or one per seed for random tokens.
+
+    Raises:
+        UsageError, BudgetError: an option or budget that the method does not take.
+    """
+    plain, *settings = name.split(":")
+    method, options = BASELINES.get(plain, plain), _options(settings)
     if method != "random":
-        return [Trial(name, get(method, keep=keep), positions)]
-    return [Trial(name, get(method, keep=keep, seed=seed), positions, redraw=True) for seed in RANDOM_SEEDS]
+        return [Trial(name, get(method, keep=keep, **options), positions)]
+    return [Trial(name, get(method, keep=keep, **options | {"seed": s}), positions, redraw=True) for s in RANDOM_SEEDS]
+
+
+def _options(settings: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; values are numbers as JSON writes them, else words."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        option, sign, value = setting.partition("=")
+        if not sign or option == "keep":
+            raise UsageError(f"{setting!r} is no option: write method:name=value, for example fsr:max_focus=0.5.")
+        try:
+            found[option] = json.loads(value)
+        except json.JSONDecodeError:
+            found[option] = value
+    return found
