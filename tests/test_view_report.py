@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -293,4 +294,51 @@ def test_neighbouring_squares_share_their_edges():
     spots = [Spot(1000 / 7 * i, 0.0, 1000 / 7, 1000 / 7) for i in range(7)]
     found = re.findall(r"M([\d.]+) 0h([\d.]+)v", _squares(spots))
     edges = [(float(x), round(float(x) + float(w), 1)) for x, w in found]
-    assert len(edges) == 7 and all(a[1] == b[0] for a, b in zip(edges, edges[1:])) and edges[-1][1] == 1000
+    assert len(edges) == 7 and all(a[1] == b[0] for a, b in pairwise(edges)) and edges[-1][1] == 1000
+
+
+class ByHand:
+    """A processor of Qwen2.5-VL without torchvision: pixels by its image processor, the prompt as token numbers."""
+
+    chat_template = "by hand"
+
+    def __init__(self) -> None:
+        from transformers import AutoImageProcessor  # noqa: F401 (registers the processors)
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        self.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=48 * 48, size=None
+        )
+
+    def apply_chat_template(self, turn, **_):
+        image = turn[0]["content"][0]["image"]
+        seen = self.image_processor(images=[image], return_tensors="pt")
+        count = int(seen["image_grid_thw"].prod()) // 4
+        ids = [1, families.OPEN, *[families.IMAGE] * count, families.CLOSE, 9, 30, 31]
+        types = [int(i == families.IMAGE) for i in ids]
+        return {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+            "mm_token_type_ids": torch.tensor([types]),
+            **seen,
+        }
+
+    def decode(self, ids, **_):
+        return " ".join(map(str, ids.tolist()))
+
+
+def test_qwen_from_picture_to_page():
+    model, processor = families.model_of("qwen2.5-vl"), ByHand()
+    image = tiny.picture(2).resize((96, 64))
+    methods = [FSR(keep=0.2, relevance="none")]
+    (case,) = gather(model, processor, image, ["what is it ?"], methods, relevance="none", max_new_tokens=5)
+    inputs = processor.apply_chat_template([{"content": [{"image": image}]}])
+    out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert case.unpruned.text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
+    with fsr.prune(model, methods[0], relevance="none"):
+        out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert case.shown[0].text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
+    page = Page(render(case))
+    grid = case.unpruned.selection.geometry.grid
+    assert grid and grid[1] > grid[0]  # the picture is wide, and so is the grid
+    assert len(page.data["spots"]) == grid[0] * grid[1] == case.unpruned.selection.total

@@ -266,7 +266,7 @@ def _figure(drawing: Markup, *caption: Any) -> Markup:
 
 def _scale(values: Any) -> Markup:
     known = list(values)
-    colors = ",".join(HEAT[:: len(HEAT) // 6])
+    colors = ",".join([*HEAT[:: len(HEAT) // 6], HEAT[-1]])
     bar = tag("i", style=f"background:linear-gradient(90deg,{colors})", aria_hidden="true")
     return tag("span", f"{min(known):.2g}", bar, f"{max(known):.2g}", cls="scale")
 
