@@ -2,8 +2,9 @@
 
     python benchmarks/mini_card.py [--model mini] [--questions 2000] [--out src/fsr/minivlm/data/mini/README.md]
 
-Accuracy by kind of question against the majority answer, the held-out pairs, and the pointing game of the text tower for both signs:
-does the patch that scores highest for "a photo of a dog" lie on a dog, against the share of the picture that dogs cover.
+Accuracy by kind of question against the majority answer, the held-out pairs, and the pointing game of the text tower
+for both signs: does the patch that scores highest for "a photo of a dog" lie on a dog, against the share of the
+picture that dogs cover.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def answers(model, processor, questions) -> list[str]:
 
 
 def pointing_game(model, twin, scenes) -> dict[str, float]:
-    """Share of (scene, class) pairs whose best patch lies on the class, for both signs, and the share of area it covers."""
+    """Share of (scene, class) pairs whose best patch lies on the class, for both signs, and the share of area it
+    covers."""
     tower, hits, area = model.model.vision_tower, defaultdict(list), []
     for scene in scenes:
         with torch.no_grad():
@@ -51,7 +53,12 @@ def pointing_game(model, twin, scenes) -> dict[str, float]:
             area.append(on.mean())
             for sign in (1, -1):
                 hits[sign].append(bool(on[int((sign * score).argmax())]))
-    return {"positive": float(np.mean(hits[1])), "negative": float(np.mean(hits[-1])), "area": float(np.mean(area)), "pairs": len(area)}
+    return {
+        "positive": float(np.mean(hits[1])),
+        "negative": float(np.mean(hits[-1])),
+        "area": float(np.mean(area)),
+        "pairs": len(area),
+    }
 
 
 def main() -> None:
@@ -88,23 +95,27 @@ def main() -> None:
         rows = [f"| {k} | {100 * v['accuracy']:.1f} | {100 * v['majority']:.1f} |" for k, v in result["kinds"].items()]
         curves = json.loads((folder / "training.json").read_text())
         shown = [x for x in curves["language"] if "acc" in x]
-        lines = [
-            f"| {x['step']} | {100 * x['acc']:.1f} | " + " | ".join(f"{100 * x[k]:.0f}" for k in KINDS) + " |" for x in shown[::3]
-        ]
+        cells = [[str(x["step"]), f"{100 * x['acc']:.1f}", *(f"{100 * x[k]:.0f}" for k in KINDS)] for x in shown[::3]]
+        lines = [f"| {' | '.join(row)} |" for row in cells]
         text = TEMPLATE.read_text().format(
-            table="\n".join(rows), curve="\n".join(lines), kinds=" | ".join(KINDS), rule="---|" * len(KINDS), **_percent(result)
+            table="\n".join(rows),
+            curve="\n".join(lines),
+            kinds=" | ".join(KINDS),
+            rule="---|" * len(KINDS),
+            **_percent(result),
         )
         Path(args.out).write_text(text)
 
 
 def _percent(result: dict) -> dict[str, str]:
-    held, point = result["held_out"], result["pointing"]
+    color, quadrant = result["held_out"]["color pairs"], result["held_out"]["quadrant pairs"]
+    point = result["pointing"]
     return {
         "n": str(result["questions"]),
         "sha": result["sha256"][:12],
         "overall": f"{100 * result['overall']:.1f}",
-        "held_color": f"{100 * held['color pairs']['accuracy']:.1f} ({held['color pairs']['questions']} questions)",
-        "held_quadrant": f"{100 * held['quadrant pairs']['accuracy']:.1f} ({held['quadrant pairs']['questions']} questions)",
+        "held_color": f"{100 * color['accuracy']:.1f} ({color['questions']} questions)",
+        "held_quadrant": f"{100 * quadrant['accuracy']:.1f} ({quadrant['questions']} questions)",
         "positive": f"{100 * point['positive']:.1f}",
         "negative": f"{100 * point['negative']:.1f}",
         "area": f"{100 * point['area']:.1f}",

@@ -1,4 +1,5 @@
-"""The command line on the shipped model: what it prints, what it writes, and one clear line for every kind of bad input."""
+"""The command line on the shipped model: what it prints, what it writes, and one clear line for every kind of bad
+input."""
 
 import json
 

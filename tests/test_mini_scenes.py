@@ -1,4 +1,5 @@
-"""Scenes and questions of the embedded model: reproducible, true, balanced, with held-out pairs kept out of training."""
+"""Scenes and questions of the embedded model: reproducible, true, balanced, with held-out pairs kept out of
+training."""
 
 from collections import Counter, defaultdict
 

@@ -18,7 +18,9 @@ from fsr.minivlm.train_language import language_batch
 from fsr.minivlm.train_vision import normalise_pixels, vision_batch
 from fsr.models import load
 
-TINY = replace(Recipe().scaled(1e-9), batch=2, questions=4, vision=3, vision_few=1, language=3, symbols=3, symbols_stop=3)
+TINY = replace(
+    Recipe().scaled(1e-9), batch=2, questions=4, vision=3, vision_few=1, language=3, symbols=3, symbols_stop=3
+)
 CPU = torch.device("cpu")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
-    "FeatureError",
     "FSRError",
+    "FeatureError",
     "QuestionError",
     "RelevanceError",
     "UnsupportedModelError",

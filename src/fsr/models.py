@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 
 from fsr.errors import UsageError
+from fsr.quiet import without_progress_bars
 
 __all__ = ["EMBEDDED", "load", "pick_device"]
 
@@ -44,7 +43,7 @@ def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = N
         with as_file(files("fsr.minivlm") / "data" / name) as folder:
             if not (folder / "config.json").exists():
                 raise UsageError(f"the weights of {name!r} are not in this installation: run `fsr train`.")
-            with _without_progress_bars():  # ten megabytes load in a blink
+            with without_progress_bars():  # ten megabytes load in a blink
                 model = AutoModelForImageTextToText.from_pretrained(
                     folder, dtype=dtype or torch.float32, local_files_only=True
                 )
@@ -62,18 +61,3 @@ def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = N
         first = " ".join(str(error).split())[:300]
         raise UsageError(f"cannot load model {name!r}: {first}") from error
     return model.eval().to(where), processor
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # the PIL image processor stands in for torchvision's, on purpose
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

@@ -1,6 +1,7 @@
 """The shared vocabulary: `VisualTokens` goes into a method, `Selection` comes out.
 
-Methods know these two and no model; adapters know these two and no method; pictures, profilers and tests need nothing else.
+Methods know these two and no model; adapters know these two and no method; pictures, profilers and tests need
+nothing else.
 Letters: N visual tokens of one image, K of them kept, D feature width, B images of equal N stacked for speed.
 """
 
@@ -18,7 +19,8 @@ __all__ = ["Certificate", "Geometry", "Selection", "Stage", "VisualTokens"]
 
 
 class Stage(IntEnum):
-    """Why a token was kept. Peers use `FOCUS` for scored picks, `SCAN` for diverse or spatial ones, `MERGED` for tokens made of others."""
+    """Why a token was kept. Peers use `FOCUS` for scored picks, `SCAN` for diverse or spatial ones, `MERGED` for
+    tokens made of others."""
 
     FOCUS = 0
     SCAN = 1
@@ -30,8 +32,10 @@ class Stage(IntEnum):
 class Geometry:
     """Where each token lies in the picture the user gave.
 
-    boxes: float [N, 4], (x0, y0, x1, y1) as shares of the image's width and height, in [0, 1]; NaN for structural tokens.
-    tile: long [N], index of the crop that the token comes from (0 = the whole image or the only one), -1 for structural tokens.
+    boxes: float [N, 4], (x0, y0, x1, y1) as shares of the image's width and height, in [0, 1]; NaN for structural
+    tokens.
+    tile: long [N], index of the crop that the token comes from (0 = the whole image or the only one), -1 for
+    structural tokens.
     frame: long [N], index of the video frame (0 for images).
     grid: rows and columns when the tokens are one regular raster, else None.
     """
@@ -62,13 +66,16 @@ class VisualTokens:
 
     features: [N, D] (or [B, N, D]) after the projector: what the language model would see.
     saliency: float32 [N] or None; attention that [CLS] pays (or that is received on average) in one vision layer.
-    relevance: float32 [N] or None; similarity to the question with its sign already applied: higher means more relevant.
+    relevance: float32 [N] or None; similarity to the question with its sign already applied: higher means more
+    relevant.
     geometry: where the tokens lie (tensors with B in front, no grid, once stacked); None for bare tensors.
-    structural: bool [N] or None; rows that are no patch (newlines): never scored, dropped as soon as anything is pruned.
+    structural: bool [N] or None; rows that are no patch (newlines): never scored, dropped as soon as anything is
+    pruned.
     encoder: [N, C] vision-tower features before the projector, or None.
-    extra: further signals by name that single methods ask for in `Method.needs` (for example `keys`, `cls_attention_shallow`).
-    saliency_span, relevance_span: float32 [2] (lowest, highest) over the whole image, set when these tokens are one tile of it, so
-        that normalisation stays per image.
+    extra: further signals by name that single methods ask for in `Method.needs` (for example `keys`,
+    `shallow_saliency`).
+    saliency_span, relevance_span: float32 [2] (lowest, highest) over the whole image, set when these tokens are one
+        tile of it, so that normalisation stays per image.
     """
 
     features: Tensor
@@ -116,12 +123,13 @@ class VisualTokens:
 class Certificate:
     """How well the kept tokens cover the discarded ones (k-centre), with the bound that is true.
 
-    The greedy scan is farthest-point sampling. Its factor 2 holds for the chordal distance |u - v| of unit vectors, which is a
-    metric; 1 - cos = chord^2 / 2 is none, so there the factor is 4 (the paper's Eq. 7 states 2).
+    The greedy scan is farthest-point sampling. Its factor 2 holds for the chordal distance |u - v| of unit vectors,
+    which is a metric; 1 - cos = chord^2 / 2 is none, so there the factor is 4 (the paper's Eq. 7 states 2).
 
     radius_cos: largest 1 - cos from a token to its nearest kept token.
     radius_chord: the same, chordal: sqrt(2 * radius_cos).
-    optimum_at_least: lower bound on the best possible chordal radius for the same fixed Focus set and number of scanned tokens
+    optimum_at_least: lower bound on the best possible chordal radius for the same fixed Focus set and number of
+    scanned tokens
         (half of radius_chord).
     """
 

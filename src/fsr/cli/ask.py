@@ -41,10 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
     logging.set_verbosity_error()
     from fsr.answer import answer
-    from fsr.models import EMBEDDED, load
+    from fsr.models import load
 
-    if args.model in EMBEDDED:
-        logging.disable_progress_bar()
     model, processor = load(args.model, args.device)
     kwargs = {"relevance": args.relevance}
     full = None

@@ -51,9 +51,9 @@ class FSR(Method):
         rho: share of the priority mass that Focus holds, in (0, 1].
         kappa: dropped tokens that Refine merges per scan anchor, >= 0 (0 switches Refine off).
         focus_mass: the mass that rho counts: of 'all' tokens (the paper) or of the 'top_k' by priority.
-        max_focus: largest share of the budget that Focus may take, in [0, 1]. 1 is the paper; the default follows from the
-            validation split of the embedded benchmark (`fsr ablate`): with 1 Focus often takes the whole budget, and
-            Scan, which answers what Focus missed, gets nothing.
+        max_focus: largest share of the budget that Focus may take, in [0, 1]. 1 is the paper; the default follows from
+            the validation split of the embedded benchmark (`fsr ablate`): with 1 Focus often takes the whole budget,
+            and Scan, which answers what Focus missed, gets nothing.
         relevance: 'auto' needs relevance (an error if the model gives none), 'none' sets alpha to 0 (the paper on
         Qwen2.5-VL).
         normalise: 'minmax', 'rank' or 'softmax'.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
 from fsr.errors import RelevanceError
+from fsr.quiet import without_progress_bars
 
 __all__ = ["ClipTwin", "Resemblance", "embeddings_of", "load_twin", "resemblance", "save_twin"]
 
@@ -198,7 +199,8 @@ def load_twin(folder: str | Path) -> ClipTwin:
     settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
     if settings.get("kind") != "clip":
         raise RelevanceError(f"{place / SETTINGS} is of kind {settings.get('kind')!r}; only 'clip' is known here.")
-    text = CLIPTextModelWithProjection.from_pretrained(place)
+    with without_progress_bars():
+        text = CLIPTextModelWithProjection.from_pretrained(place)
     head = load_file(str(place / HEAD))
     return ClipTwin(
         text,
