@@ -84,19 +84,20 @@ class Report:
     notes: tuple[str, ...] = ()
     inside: InsideReport | None = None
 
-    def show(self, image: Any, which: int = 0, size: int = 720) -> Any:
+    def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
 
-        image: what the model was given; for a clip its frames.
+        image: what the model was given; for a clip its frames. None: a blank ground, for the report holds no pixels.
 
         Raises:
             UsageError: the call had fewer pictures.
         """
-        from fsr.view import draw
+        from fsr.view.draw import blank, draw
 
         if not 0 <= which < len(self.selections):
             raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")
-        return draw(image, self.selections[which], size)
+        selection = self.selections[which]
+        return draw(blank(selection.geometry) if image is None else image, selection, size)
 
     @property
     def tokens_before(self) -> int:

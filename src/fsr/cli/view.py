@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fsr.cli.options import build_method, keep_values, method_names
 from fsr.errors import QuestionError, UsageError
+from fsr.methods import Method, available
 
 # What the paper's figures show where nothing else is asked for.
 FIGURES = {1: ("fsr", "32"), 2: ("visionzip,vispruner,cdpruner,fsr", "24")}
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the files and say where they are; nothing is loaded or written before the input was checked."""
     usual, sizes = FIGURES[args.figure] if args.figure else ("fsr", "32,16")
     names, budgets = method_names(args.methods or usual), keep_values(args.keep or sizes)
+    if args.methods == "all":  # of those that leave a fixed set of tokens to look at
+        names = [name for name in names if issubclass(available()[name], Method)]
     if not names or not budgets:
         raise UsageError("give at least one method and one budget.")
     if args.figure is None and len(args.question) > 1:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fsr.tokens import Selection
+from fsr.tokens import Geometry, Selection
 from fsr.view.palette import INKS, Ink, Role, rgb
 from fsr.view.places import Panel, frame_picture, panels, pixel_box, roles
 
-__all__ = ["draw", "draw_panel"]
+__all__ = ["blank", "draw", "draw_panel"]
 
 # Share of the original that is left of tokens that were not kept; the rest is this grey.
 DIM = {"dropped": 0.22, "structural": 0.22, "absorbed": 0.45}
@@ -61,6 +61,12 @@ def draw(
     if bar:
         sheet.paste(bar, (0, sheet.height - bar.height))
     return sheet
+
+
+def blank(geometry: Geometry | None) -> Image.Image:
+    """An even ground with the proportions of the token raster, for selections whose picture is not at hand."""
+    rows, cols = geometry.grid if geometry is not None and geometry.grid else (1, 1)
+    return Image.new("RGB", (48 * cols, 48 * rows), (226, 222, 212))
 
 
 def draw_panel(image: Image.Image, panel: Panel, became: Sequence[Role], size: int) -> Image.Image:
