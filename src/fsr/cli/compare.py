@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fsr.cli.options import keep_values
 from fsr.errors import UsageError
@@ -19,7 +20,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="separated by commas, or `all`; options as fsr:rho=0.5; fsr always runs, the others are paired with it",
     )
     add_benchmark_arguments(parser, keep="48,32,16,8,4", split="test")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: str) -> None:
@@ -37,6 +37,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
         "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"
     )
     parser.add_argument("--plot", metavar="FILE", help="write a plot (.png, .svg or .pdf)")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--resume-dir", metavar="DIR", help="keep partial results there and go on from them")
 
 
@@ -48,22 +49,16 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         for keep in keeps:
             trials_of(name, keep)
-    markdown = target(args.markdown, (".md",))
-    plot, out = check_targets(args)
+    files = check_targets(args)
     from fsr.evaluation.comparison import compare
-    from fsr.evaluation.tables import comparison_tables, text
-    from fsr.evaluation.tables import markdown as as_markdown
+    from fsr.evaluation.tables import comparison_tables
 
     result = compare(open_runner(args), names, keeps, args.positions)
-    tables = comparison_tables(result)
-    if markdown is not None:
-        parts = [f"{title}:\n\n{as_markdown(rows)}\n" for title, rows in tables.items()]
-        markdown.write_text("\n".join(parts), encoding="utf-8")
-    if plot is not None:
+    if files.plot is not None:
         from fsr.evaluation.plots import plot_comparison
 
-        plot_comparison(result, plot)
-    return report(args, result, out, [f"{title}\n{text(rows)}\n" for title, rows in tables.items()])
+        plot_comparison(result, files.plot)
+    return report(args, result, files, comparison_tables(result))
 
 
 def budgets(text: str) -> list[int | float]:
@@ -84,14 +79,22 @@ def target(path: str | None, suffixes: tuple[str, ...]) -> Path | None:
     return file
 
 
-def check_targets(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """(plot, JSON file); no file for `--json` alone."""
+class Files(NamedTuple):
+    """What is to be written; None where it is not."""
+
+    plot: Path | None
+    json: Path | None
+    markdown: Path | None
+
+
+def check_targets(args: argparse.Namespace) -> Files:
+    """The files of the command line; `--json` alone names none."""
     plot = Path(args.plot).expanduser() if args.plot else None
     if plot is not None:
         from fsr.evaluation.plots import check_target
 
         check_target(plot)
-    return plot, target(args.json if args.json != "-" else None, (".json",))
+    return Files(plot, target(args.json if args.json != "-" else None, (".json",)), target(args.markdown, (".md",)))
 
 
 def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -109,22 +112,22 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     return Runner(model, processor, questions, resume, progress=sys.stderr.isatty())
 
 
-def report(args: argparse.Namespace, result: dict, out: Path | None, tables: list[str]) -> int:
-    """Print the tables, or one JSON object and nothing else."""
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def report(args: argparse.Namespace, result: dict[str, Any], files: Files, tables: dict[str, list[list[str]]]) -> int:
+    """Write the files; print the tables, or one JSON object and nothing else."""
+    from fsr.evaluation.tables import heading, markdown, text
+
+    if files.json is not None:
+        files.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if files.markdown is not None:
+        parts = [heading(result), *(f"{title}:\n\n{markdown(rows)}" for title, rows in tables.items())]
+        files.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if args.json == "-":
         print(json.dumps(result))
         return 0
-    q = result["questions"]
-    print(
-        f"{q['count']} questions on {q['pictures']} pictures ({q['split']} split, seed {q['seed']}, {q['sha256'][:12]})"
-    )
-    if q["note"]:
-        print(f"note  {q['note']}")
-    print(f"solved by the unpruned model: {', '.join(result['solved_kinds']) or 'none'}\n")
-    print("\n".join(tables))
-    for file in (args.json, args.plot, getattr(args, "markdown", None)):
-        if file:
+    print(heading(result) + "\n")
+    for title, rows in tables.items():
+        print(f"{title}\n{text(rows)}\n")
+    for file in files:
+        if file is not None:
             print(f"saved  {file}")
     return 0

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fsr.adapters import find
 from fsr.encoding import EncodedPrompt, encode
+from fsr.evaluation.inside import before, generate_inside
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
 from fsr.evaluation.trials import Trial
@@ -90,29 +91,30 @@ class Runner:
         self._signals: frozenset[str] = frozenset()
 
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
-        """The outcomes of each trial, in the order of the set."""
+        """The outcomes of each trial, in the order of the set. Equal trials are run once."""
         n = len(self.questions)
-        files = [RecordFile(self._file(trial), trial.settings) for trial in trials]
-        done = sum(len(f.outcomes) for f in files)
-        if done < n * len(trials):
-            self.encode(trials)
-        with torch.no_grad(), tqdm(total=n * len(trials), initial=done, unit="q", disable=not self.progress) as bar:
-            for trial, file in zip(trials, files):
+        plan = {trial.key: trial for trial in trials}
+        files = {key: RecordFile(self._file(trial), trial.settings) for key, trial in plan.items()}
+        done, total = sum(len(f.outcomes) for f in files.values()), n * len(plan)
+        if done < total:
+            self.encode(list(plan.values()))
+        with torch.no_grad(), tqdm(total=total, initial=done, unit="q", disable=not self.progress) as bar:
+            for trial, file in zip(plan.values(), files.values()):
                 bar.set_description(f"{trial.label} {trial.method.keep}")
                 for index, batch in enumerate(self._batches):
                     if not file.has(batch.items):
                         new = [i for i in batch.items if i not in file.outcomes]
                         file.add([o for o in self._ask(trial, index, batch) if o.item in new])
                         bar.update(len(new))
-        return [file.complete(n) for file in files]
+        return [files[trial.key].complete(n) for trial in trials]
 
     @torch.no_grad()
     def encode(self, trials: Sequence[Trial]) -> None:
         """Encode all pictures with every signal that any of the trials reads; `run` does it where it has not been."""
-        wanted: frozenset[str] = frozenset().union(*(trial.method.signals() for trial in trials))
+        wanted: frozenset[str] = frozenset().union(*(before(trial.method).signals() for trial in trials))
         if self._batches and wanted <= self._signals:
             return
-        self._methods += [trial.method for trial in trials]
+        self._methods += [before(trial.method) for trial in trials]
         wanted |= self._signals
         scorer = Remembered(find_twin(find(self.model))) if "relevance" in wanted else None
         relevance = "auto" if scorer is None else scorer
@@ -173,17 +175,19 @@ class Runner:
         if isinstance(seen.scorer, Remembered):
             seen = replace(seen, scorer=seen.scorer.turned(trial.sign))
         questions = [self.questions.items[i].question.text for i in batch.items]
-        ready = prepare(
-            self.model,
-            trial.method_for(index),
-            batch.prompts,
-            questions,
-            positions=trial.positions,
-            encoded=seen,
-        )
-        out = self.model.generate(**ready, max_new_tokens=LONGEST_ANSWER, do_sample=False)
-        texts = self.processor.batch_decode(out[:, ready["input_ids"].shape[1] :], skip_special_tokens=True)
-        return _outcomes(batch, ready.report.selections, texts)
+        method = trial.method_for(index)
+        if isinstance(method, Method):
+            ready = prepare(self.model, method, batch.prompts, questions, positions=trial.positions, encoded=seen)
+            new, selections = self._generate(**ready)[:, ready["input_ids"].shape[1] :], ready.report.selections
+        else:
+            new, selections = generate_inside(
+                self.model, method, batch.prompts, questions, trial.positions, seen, self._generate
+            )
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        return _outcomes(batch, selections, texts)
+
+    def _generate(self, **ready: Any) -> Tensor:
+        return self.model.generate(**ready, max_new_tokens=LONGEST_ANSWER, do_sample=False)
 
 
 def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -> list[Outcome]:

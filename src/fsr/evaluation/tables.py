@@ -7,7 +7,7 @@ from typing import Any
 
 from fsr.evaluation.question_set import KINDS
 
-__all__ = ["ablation_table", "comparison_tables", "markdown", "p_value", "text"]
+__all__ = ["ablation_table", "comparison_tables", "heading", "markdown", "p_value", "text"]
 
 Rows = list[list[str]]
 
@@ -28,6 +28,20 @@ def text(rows: Rows) -> str:
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     )
+
+
+def heading(result: dict[str, Any]) -> str:
+    """What was asked, of which model, and what it can do unpruned."""
+    q, model = result["questions"], result["model"]
+    parts = [
+        f"{q['count']} questions on {q['pictures']} pictures ({q['split']} split, seed {q['seed']}, "
+        f"sha256 {q['sha256'][:12]}), model {model['sha256'][:12]}, {result['date']}.",
+        f"Unpruned: {_percent(result['unpruned']['accuracy']['value'])} %."
+        f" Kinds that the unpruned model solves: {', '.join(result['solved_kinds']) or 'none'}.",
+        *([f"Base: {_base(result['base'][0]['settings'])}."] if "base" in result else []),
+        *([f"Note: {q['note']}"] if q["note"] else []),
+    ]
+    return "\n".join(parts)
 
 
 def p_value(p: float) -> str:
@@ -123,6 +137,11 @@ def ablation_table(result: dict[str, Any]) -> Rows:
                 cells += [f"{100 * pair['difference']['value']:+.1f}", p_value(pair["p"])]
         out.append(cells)
     return out
+
+
+def _base(settings: dict[str, Any]) -> str:
+    options = ", ".join(f"{k}={v}" for k, v in settings["options"].items() if k != "keep")
+    return f"{settings['method']} with {options}, positions={settings['positions']}"
 
 
 def _percent(value: float | None) -> str:

@@ -71,24 +71,22 @@ def unpruned(positions: Positions = "auto") -> Trial:
 
 
 def contenders(names: str) -> list[str]:
-    """Names separated by commas, FSR first; "all" is FSR, the baselines and every method that prunes before the LLM.
+    """Names separated by commas, FSR first; "all" is FSR, the baselines and every method, those inside the LLM last.
 
     A name may carry options: `fsr:max_focus=0.5:rho=0.8`. "all" may stand among other names.
 
     Raises:
-        UsageError: an unknown name, or a method that prunes inside the language model.
+        UsageError: an unknown name.
     """
     known = available()
-    outside = [n for n, cls in known.items() if not cls.where.startswith("inside")]
-    everything = [*BASELINES, *(n for n in outside if n not in BASELINES.values())]
+    order = sorted(known, key=lambda n: known[n].where.startswith("inside"))
+    everything = [*BASELINES, *(n for n in order if n not in BASELINES.values())]
     found = []
     for part in (part.strip().lower() for part in names.split(",")):
         found += everything if part == "all" else [part] if part else []
     for name in (label.partition(":")[0] for label in found):
-        if name in known and name not in outside:
-            raise UsageError(f"{name} prunes inside the language model: compare runs methods that prune before it.")
         if name not in known and name not in BASELINES:
-            valid = sorted({*outside, *BASELINES})
+            valid = sorted({*known, *BASELINES})
             raise UsageError(f"unknown method {name!r}: choose from {', '.join(valid)}.")
     return list(dict.fromkeys(["fsr", *found]))
 
