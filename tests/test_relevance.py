@@ -217,7 +217,9 @@ def test_any_callable_with_a_layer_is_a_scorer(llava, single):
         def __call__(self, patches, question):
             return torch.arange(patches.shape[0], dtype=torch.float32) * len(question)
 
-    report = prepare(llava, FSR(keep=9, beta=0.0, rho=1.0, max_focus=1.0), single, question="ab", relevance=Ramp()).report
+    report = prepare(
+        llava, FSR(keep=9, beta=0.0, rho=1.0, max_focus=1.0), single, question="ab", relevance=Ramp()
+    ).report
     assert report.selections[0].rows.tolist() == list(range(27, 36))
 
 
