@@ -105,7 +105,7 @@ def printed():
     jobs = {name: runnable(page) for name, page in zip(NAMES, PAGES)}
     jobs = {name: codes for name, codes in jobs.items() if codes}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=300
+        [sys.executable, "-c", DRIVER], input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -171,7 +171,7 @@ def test_site_is_built_and_loads_nothing_from_the_network(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     built = {p.relative_to(tmp_path / "site").as_posix(): p.read_text() for p in (tmp_path / "site").rglob("*.html")}
