@@ -73,6 +73,8 @@ def test_flags_say_what_training_never_showed(full):
         asked = [scene.objects[t] for t in q.targets if t >= 0]
         assert item.held_out_color == any(o.color >= 0 and held_out_color(o.kind, o.color) for o in asked)
         assert item.held_out_quadrant == any(held_out_quadrant(o.kind, o.quadrant) for o in asked)
+        names = {o.kind for o in scene.objects} | ({"sign"} if scene.sign else set()) | {"ground"}
+        assert item.things == len(names)
         assert item.patches == sum(int((scene.owner == t).sum()) for t in q.targets)
     assert sum(i.held_out_color for i in full.items) > 100 and sum(i.held_out_quadrant for i in full.items) > 100
 

@@ -12,9 +12,10 @@ from fsr.evaluation.question_set import KINDS
 
 __all__ = ["check_target", "plot_ablation", "plot_comparison"]
 
-# fsr first, then in order of appearance.
-_COLORS = ["#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#8c8c8c"]
-_MARKERS = "osv^DPX*<>"
+# Black and a thick solid line are FSR's alone; the others follow in order of appearance.
+_BLACK = "#000000"
+_COLORS = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7", "#8c8c8c"]
+_MARKERS = "sv^DPX*<>p"
 _LINES = ["-", "--", ":", "-."]
 
 
@@ -28,14 +29,16 @@ def check_target(path: Path) -> None:
         raise UsageError(f"cannot plot to {str(path)!r}: give a .png, .svg or .pdf file in a folder that exists.")
 
 
-def _style(i: int, name: str) -> dict[str, Any]:
+def _style(i: int, name: str = "") -> dict[str, Any]:
+    if name == "fsr":
+        return {"color": _BLACK, "marker": "o", "linestyle": "-", "linewidth": 2.6, "markersize": 7, "zorder": 5}
     return {
         "color": _COLORS[i % len(_COLORS)],
         "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": _LINES[i // len(_COLORS) % len(_LINES)] if name != "fsr" else "-",
-        "linewidth": 2.6 if name == "fsr" else 1.4,
-        "markersize": 7 if name == "fsr" else 5,
-        "zorder": 5 if name == "fsr" else 3,
+        "linestyle": _LINES[i // len(_COLORS) % len(_LINES)],
+        "linewidth": 1.4,
+        "markersize": 5,
+        "zorder": 3,
     }
 
 
@@ -44,7 +47,7 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows, full = result["results"], result["unpruned"]
-    names = list(dict.fromkeys(r["method"] for r in rows))
+    names = ["fsr", *(n for n in dict.fromkeys(r["method"] for r in rows) if n != "fsr")]
     at = {(r["method"], r["keep"]): r for r in rows}
     keeps = sorted({r["keep"] for r in rows}, key=lambda k: at[names[0], k]["tokens"])
     tokens = [at[names[0], k]["tokens"] for k in keeps]
@@ -61,13 +64,13 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
         for i, name in enumerate(names):
             here = [at[name, k] for k in keeps]
             if kind is not None:
-                axes.plot(tokens, [100 * r["accuracy_by_kind"][kind] for r in here], **_style(i, name))
+                axes.plot(tokens, [100 * r["accuracy_by_kind"][kind] for r in here], **_style(i - 1, name))
                 continue
             values = [100 * r["accuracy"]["value"] for r in here]
-            axes.plot(tokens, values, label="FSR" if name == "fsr" else name, **_style(i, name))
+            axes.plot(tokens, values, label="FSR" if name == "fsr" else name, **_style(i - 1, name))
             if name == "fsr":
                 low, high = ([100 * r["accuracy"][end] for r in here] for end in ("low", "high"))
-                axes.fill_between(tokens, low, high, color="#000000", alpha=0.12, linewidth=0, zorder=1)
+                axes.fill_between(tokens, low, high, color=_BLACK, alpha=0.12, linewidth=0, zorder=1)
         solved = kind is None or kind in result["solved_kinds"]
         axes.set_title("all kinds" if kind is None else kind if solved else f"{kind} (not solved)", fontsize=11)
         axes.set_xscale("log", base=2)
@@ -105,8 +108,7 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
             at = {r["variant"]: r for r in here if r["keep"] == keep}
             values = [100 * at[v]["accuracy"]["value"] for v in labels]
             errors = [[abs(100 * at[v]["accuracy"][e] - y) for v, y in zip(labels, values)] for e in ("low", "high")]
-            style = {k: v for k, v in _style(i, "").items() if k not in ("zorder",)}
-            style["color"] = ["#000000", "#0072b2", "#d55e00", "#009e73"][i % 4]
+            style = _style(i) | {"color": [_BLACK, "#0072b2", "#d55e00", "#009e73"][i % 4], "linestyle": "-"}
             label = f"{keep} tokens" if axes is axes_list[0] else None
             axes.errorbar(range(len(labels)), values, yerr=errors, capsize=2, elinewidth=0.8, label=label, **style)
             ringed = [j for j, v in enumerate(labels) if at[v]["is_base"]]

@@ -57,6 +57,7 @@ class Item:
     question: kind, text, answer, and the objects it is about.
     held_out_color, held_out_quadrant: an asked object shows a pair that training never showed.
     patches: patches of the 12 x 12 raster that the asked objects (or the sign) own; 0 for the ground and absent things.
+    things: different things in the scene: kinds of pictograms, the sign, the ground.
     """
 
     scene: int
@@ -64,6 +65,7 @@ class Item:
     held_out_color: bool
     held_out_quadrant: bool
     patches: int
+    things: int
 
 
 @dataclass(frozen=True)
@@ -171,4 +173,5 @@ def _item(index: int, scene: Scene, q: Question) -> Item:
         ),
         held_out_quadrant=any(held_out_quadrant(scene.objects[t].kind, scene.objects[t].quadrant) for t in asked),
         patches=int(np.isin(scene.owner, q.targets).sum()) if q.targets else 0,
+        things=len({o.kind for o in scene.objects}) + (scene.sign is not None) + 1,
     )

@@ -103,6 +103,9 @@ class Scorer:
             "asked_patches_1_to_4": np.array([1 <= i.patches <= 4 for i in items]),
             "asked_patches_5_to_9": np.array([5 <= i.patches <= 9 for i in items]),
             "asked_patches_10_up": np.array([i.patches >= 10 for i in items]),
+            "things_up_to_4": np.array([i.things <= 4 for i in items]),
+            "things_5_to_8": np.array([5 <= i.things <= 8 for i in items]),
+            "things_9_up": np.array([i.things >= 9 for i in items]),
         }
         return {
             name: {"questions": int(flag.sum()), "accuracy": float(right[flag].mean())}
