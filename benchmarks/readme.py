@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from fsr.evaluation.tables import markdown
+from fsr.methods import available
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,6 +15,12 @@ def between(text: str, name: str, inner: str) -> str:
     return re.sub(
         rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + inner + "\n" + m[2], text, flags=re.DOTALL
     )
+
+
+def label(name: str) -> str:
+    """How the README calls a contender."""
+    inside = name in available() and available()[name].where.startswith("inside")
+    return {"fsr:max_focus=1.0": "fsr as in the paper"}.get(name, f"{name} *" if inside else name)
 
 
 def main() -> None:
@@ -27,7 +34,7 @@ def main() -> None:
     table = [["accuracy, %", *(f"{k} of 144" for k in keeps)], ["unpruned", *[f"{full:.1f}"] * len(keeps)]]
     for name in names:
         cells = [f"{100 * at[name, k]['accuracy']['value']:.1f}" for k in keeps]
-        table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [name, *cells])
+        table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [label(name), *cells])
     verdict = []
     for k in keeps:
         wins, losses, ties = [], [], []
@@ -39,8 +46,8 @@ def main() -> None:
             net = sum(run["losses"] - run["gains"] for run in pair["runs"])
             (ties if pair["largest_p"] >= 0.01 else wins if net > 0 else losses).append(name)
         verdict.append(
-            f"- **{k} tokens**: FSR beats {', '.join(wins) or 'nobody'}; loses to {', '.join(losses) or 'nobody'};"
-            f" not separable: {', '.join(ties) or 'none'} (exact McNemar, p < 0.01)."
+            f"- **{k} tokens**: FSR beats {len(wins)} of {len(names) - 1}, is not separable from"
+            f" {', '.join(map(label, ties)) or 'any'}, loses to {', '.join(map(label, losses)) or 'none'}."
         )
     page = ROOT / "README.md"
     text = between(page.read_text(), "table", markdown(table))
