@@ -84,10 +84,10 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
     first.set_ylabel("correct answers, %")
     first.set_xlabel(f"visual tokens kept of {full['tokens']:.0f}")
     handles = first.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=min(9, len(names) + 2), frameon=False, fontsize=10)
+    figure.legend(*handles, loc="outside lower center", ncols=min(7, len(names) + 2), frameon=False, fontsize=10)
     q = result["questions"]
     figure.suptitle(f"{q['count']} questions on {q['pictures']} pictures, {q['split']} split", fontsize=12)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def plot_ablation(result: dict[str, Any], path: Path) -> None:
