@@ -63,6 +63,7 @@ def test_a_budget_of_everything_prunes_nothing_and_says_so(capsys):
         (["--image", "missing.png"], "no file"),
         (["--option", "alpha"], "name=value"),
         (["--option", "alhpa=2"], "no option alhpa"),
+        (["--option", "keep=3"], "given by --keep"),
         (["--save", "no/such/folder/x.png"], "folder that exists"),
         (["--device", "abacus"], "unknown device"),
     ],

@@ -6,6 +6,7 @@ Needs Debian's `chromium` and `chromium-driver`; skipped, with the reason shown,
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
@@ -69,6 +70,17 @@ def point_at(browser, figure, row):
     x = box[0] * ((row % 6 + 0.5) / 6 - 0.5)
     y = box[1] * ((row // 6 + 0.5) / 6 - 0.5)
     ActionChains(browser).move_to_element_with_offset(figure, round(x), round(y)).perform()
+    # A busy machine delivers the movement late, and one that lands during a layout change not at all: nudge once more.
+    for nudge in (1, -1, 1, -1):
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            if (
+                browser.execute_script("return getComputedStyle(document.getElementById('tip')).visibility")
+                == "visible"
+            ):
+                return
+            time.sleep(0.02)
+        ActionChains(browser).move_by_offset(nudge, 0).perform()
 
 
 def tooltip(browser):

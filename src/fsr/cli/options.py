@@ -49,6 +49,8 @@ def build_method(name: str, keep: int | float, options: list[str] | None = None)
         key, sign, value = item.partition("=")
         if not sign:
             raise UsageError(f"--option {item!r}: write name=value, for example --option alpha=2.")
+        if key.strip() == "keep":
+            raise UsageError("--option keep=...: the budget is given by --keep.")
         try:
             values[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
