@@ -95,7 +95,7 @@ def main() -> None:
         rows = [f"| {k} | {100 * v['accuracy']:.1f} | {100 * v['majority']:.1f} |" for k, v in result["kinds"].items()]
         curves = json.loads((folder / "training.json").read_text())
         shown = [x for x in curves["language"] if "acc" in x]
-        cells = [[str(x["step"]), f"{100 * x['acc']:.1f}", *(f"{100 * x[k]:.0f}" for k in KINDS)] for x in shown[::3]]
+        cells = [[str(x["step"]), f"{100 * x['acc']:.1f}", *(f"{100 * x[k]:.0f}" for k in KINDS)] for x in shown[::2]]
         lines = [f"| {' | '.join(row)} |" for row in cells]
         text = TEMPLATE.read_text().format(
             table="\n".join(rows),

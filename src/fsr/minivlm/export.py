@@ -72,6 +72,6 @@ def export(stages: Path, folder: Path, sign: int = 1) -> Path:
 
 
 def _steps(log: Path) -> list[dict[str, float]]:
-    """At most 20 evenly spaced lines of a training log: the curve that the card shows."""
+    """At most 20 evenly spaced lines of a training log, the first and the last among them: the curve in the card."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return lines[:: max(1, len(lines) // 20)][-20:]
+    return [lines[i] for i in sorted({round(j * (len(lines) - 1) / 19) for j in range(20)})]
