@@ -9,7 +9,7 @@ import torch
 
 from fsr.kernels import cosine as cosines
 from fsr.kernels import coverage, dpp_map
-from fsr.methods import get
+from fsr.methods import cdpruner, divprune, get
 from fsr.methods.cdpruner import stackwide
 from fsr.methods.holov import holov_indices
 from fsr.methods.prumerge import absorb, outlier_ratio, visit_order
@@ -163,3 +163,25 @@ def test_vscan():
     assert torch.equal(rows[k // 2 :].sort().values, expected["glob"].long().sort().values)
     merged, _ = average_into(x.features[None], rows.sort().values[None])
     torch.testing.assert_close(merged[0], expected["merged_tokens"].float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_released_loops_agree_where_they_do_not_break(case):
+    k, x = int(inputs(case)["K"]), tokens(case)
+    similarity = cosines(x.features[None])
+    assert torch.equal(divprune.with_repeats(similarity, k)[0], official("divprune", case)["order"].long())
+    order = cdpruner.with_repeats(similarity[0], stackwide(x.relevance[None])[0], k)
+    assert torch.equal(order, official("cdpruner", case)["order"].long())
+
+
+def test_the_released_loops_repeat_themselves_on_degenerate_input_and_the_methods_do_not():
+    features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))[torch.arange(24) // 4]
+    similarity, k = cosines(features[None]), 12
+    order = divprune.with_repeats(similarity, k)[0].tolist()
+    assert len(set(order)) == 6 and order[6:] == [0] * 6
+    order = cdpruner.with_repeats(similarity[0], torch.rand(24, generator=torch.Generator().manual_seed(1)) + 0.5, k)
+    assert len(set(order.tolist())) < k
+    image = VisualTokens(features=features, relevance=torch.rand(24, generator=torch.Generator().manual_seed(2)))
+    for name in ("divprune", "cdpruner"):
+        (s,) = get(name, keep=k)([image])
+        assert s.kept == k == len(set(s.rows.tolist()))

@@ -12,7 +12,7 @@ Differs from the authors' code:
 - the min-max is per image, not over whatever shares the batch, and a constant relevance becomes all ones (theirs
   divides by zero); `faithful=True` brings back their form, (r - min + 1e-6) / (max - min) over the whole stack;
 - when the kernel's rank is used up, theirs takes the root of a negative number and returns NaN picks, repeated tokens
-  and fewer than K of them; here the lowest free rows fill the budget (`kernels.dpp_map`);
+  and fewer than K of them (`with_repeats`); here the lowest free rows fill the budget (`kernels.dpp_map`);
 - float32 throughout (theirs normalises in float16). In LLaVA-NeXT they count the budget per tile: `per="tile"`.
 """
 
@@ -28,13 +28,33 @@ from fsr.methods.base import Method, Picks, register
 from fsr.stages.normalise import minmax
 from fsr.tokens import Stage, VisualTokens
 
-__all__ = ["CDPruner", "stackwide"]
+__all__ = ["CDPruner", "stackwide", "with_repeats"]
 
 
 def stackwide(relevance: Tensor) -> Tensor:
     """The authors' normalisation: one minimum and one maximum for the whole stack. [B, N] to float32 [B, N]."""
     low, high = torch.aminmax(relevance.float())
     return (relevance.float() - low + 1e-6) / (high - low)
+
+
+def with_repeats(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
+    """The greedy MAP as released, for one image: no guard where the rank is used up, so NaN wins every later argmax.
+
+    similarity [N, N], quality [N]; long [k] in the order of choice, repeated once NaN appears. The method never does
+    this.
+    """
+    kernel = quality.float()[:, None] * similarity.float() * quality.float()
+    variance = kernel.diagonal().clone()
+    history = torch.zeros(k, len(quality), device=kernel.device)
+    order = []
+    for step in range(k):
+        pick = variance.argmax()
+        order.append(pick)
+        row = (kernel[pick] - history[:step, pick] @ history[:step]) / variance[pick].sqrt()
+        history[step] = row
+        variance = variance - row.square()
+        variance[pick] = -torch.inf
+    return torch.stack(order)
 
 
 @register

@@ -6,8 +6,8 @@
 Prunes after the projector, on projected features; needs no signal and no question. Cost: one N x N product and K steps
 of O(N). Written from the formulas alone (the authors' code is CC BY-NC 4.0 and was never opened).
 Differs from the described code: kept tokens are never picked again (theirs returns the same token repeatedly once fewer
-than K distinct ones are left); float32; newline rows of LLaVA-NeXT are no candidates (theirs treats them as tokens).
-FSR's Scan is the same greedy step around preset anchors.
+than K distinct ones are left: `with_repeats`); float32; newline rows of LLaVA-NeXT are no candidates (theirs treats
+them as tokens). FSR's Scan is the same greedy step around preset anchors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fsr.kernels import cosine, farthest_points
 from fsr.methods.base import Method, Picks, register
 from fsr.tokens import Stage, VisualTokens
 
-__all__ = ["DivPrune", "loneliest"]
+__all__ = ["DivPrune", "loneliest", "with_repeats"]
 
 
 def loneliest(similarity: Tensor) -> Tensor:
@@ -29,6 +29,21 @@ def loneliest(similarity: Tensor) -> Tensor:
     others = similarity.clone()
     others.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
     return others.amax(dim=-1).argmin(dim=-1)
+
+
+def with_repeats(similarity: Tensor, k: int) -> Tensor:
+    """The rule as released: kept tokens stay candidates, at distance 0, so degenerate pictures repeat the lowest of
+    them.
+
+    [B, N, N] to long [B, k], in the order of choice. The method itself never does this.
+    """
+    order = [loneliest(similarity)]
+    image = torch.arange(len(similarity), device=similarity.device)
+    nearest = similarity[image, order[0]]
+    while len(order) < k:
+        order.append((1 - nearest).clamp_min(0).argmax(dim=-1))
+        nearest = torch.maximum(nearest, similarity[image, order[-1]])
+    return torch.stack(order, dim=1)
 
 
 @register
