@@ -1,9 +1,10 @@
 """The fast path against the plain loops: the same indices, on random and on degenerate input; ties to the lowest."""
 
+import numpy as np
 import pytest
 import torch
 
-from fsr.kernels import cosine, cpu, reference
+from fsr.kernels import cosine, cosine_rows, cpu, directions, farthest_tokens, lazy, reference
 
 KINDS = ["gauss", "clusters", "duplicates", "constant", "zeros", "line"]
 
@@ -39,8 +40,71 @@ def test_farthest_points(kind):
         fast, plain = cpu.farthest_points(similarity, preset), reference.farthest_points(similarity, preset)
         assert torch.equal(fast.order, plain.order), (kind, seed)
         assert torch.equal(fast.radius.nan_to_num(-1), plain.radius.nan_to_num(-1))
-        assert torch.equal(fast.nearest, plain.nearest)
+        assert torch.equal(fast.rest, plain.rest)
         assert all(len(set(row)) == k for row in fast.order.tolist())
+
+
+def many(kind, seed):
+    """Two images, fewer picks than half of their tokens, and ragged sets of anchors."""
+    g = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(3, 220, (1,), generator=g))
+    d = int(torch.randint(1, 48, (1,), generator=g))
+    k = int(torch.randint(1, (n + 1) // 2, (1,), generator=g))
+    x = torch.randn(2, n, d, generator=g)
+    if kind == "clusters":
+        x = x[:, torch.arange(n) % 9] + 0.05 * torch.randn(2, n, d, generator=g)
+    elif kind == "duplicates":
+        x = x[:, torch.randint(0, max(1, n // 3), (n,), generator=g)]
+    elif kind == "constant":
+        x = torch.ones(2, n, d)
+    elif kind == "zeros":
+        x[:, torch.rand(n, generator=g) < 0.5] = 0
+    elif kind == "line":
+        x = torch.linspace(-1, 1, n)[None, :, None] * torch.ones(2, n, d)
+    elif kind == "exact":  # four entries of +-1: every cosine is a multiple of 1/4 in any order of summation
+        x = torch.zeros(2, n, 12)
+        where = torch.rand(2, n, 12, generator=g).argsort(-1)[..., :4]
+        x.scatter_(2, where, torch.randint(0, 2, (2, n, 4), generator=g) * 2.0 - 1)
+    preset = torch.full((2, k), -1)
+    for b in range(2):
+        fixed = int(torch.randint(0, k + 1, (1,), generator=g))
+        preset[b, :fixed] = torch.randperm(n, generator=g)[:fixed]
+    return x, preset
+
+
+def same(fast, plain):
+    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(fast, plain))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+def test_lazy_farthest_points(kind, monkeypatch):
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    caught_up = []
+    opened = lazy._Open._open_all
+    monkeypatch.setattr(lazy._Open, "_open_all", lambda self: (caught_up.append(1), opened(self)))
+    calls = 0
+    for seed in range(150):
+        x, preset = many(kind, seed)
+        n = x.shape[1]
+        fast = farthest_tokens(directions(x), preset)
+        for b in range(2):  # the plain loop on the cosines that the lazy one takes, but on all of them
+            units, fixed = lazy.padded(directions(x[b : b + 1])[0]), preset[b][preset[b] >= 0].numpy()
+            whole = np.stack([lazy.row(units, units[i]) for i in range(n)])
+            whole[fixed] = lazy.first_cosines(units, fixed)
+            plain = reference.farthest_points(torch.from_numpy(whole[None, :, :n]), preset[b : b + 1])
+            one = farthest_tokens(directions(x[b : b + 1]), preset[b : b + 1])
+            assert same(one, plain), (kind, seed, b)
+            assert same(one, [part[b : b + 1] for part in fast])
+            calls += 2
+        plain = reference.farthest_points(cosine(x), preset)  # the same cosines, but for the last bit
+        if kind in ("gauss", "constant"):
+            assert torch.equal(fast.order, plain.order), (kind, seed)
+            for a, b in zip(fast, plain):
+                torch.testing.assert_close(a, b, equal_nan=True, atol=1e-6, rtol=0)
+        elif kind == "exact":
+            assert same(fast, plain), seed
+    if kind in ("gauss", "duplicates", "exact"):
+        assert len(caught_up) > calls + 20  # closed tokens did come back into play
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,6 +135,20 @@ def test_the_definitions_by_brute_force():
         gain = quality[0] * (similarity[0] - best).clamp(min=0).sum(1)
         assert float(gain[pick]) >= float(gain.max()) - 1e-4
         best = torch.maximum(best, similarity[0, pick])
+
+
+def test_rows_of_the_matrix():
+    for n, k in ((40, 1), (40, 40), (200, 5), (300, 90)):
+        g = torch.Generator().manual_seed(n + k)
+        x, rows = (
+            torch.randn(2, n, 33, generator=g),
+            torch.stack([torch.randperm(n, generator=g)[:k] for _ in range(2)]),
+        )
+        expected = cosine(x).gather(1, rows[..., None].expand(-1, -1, n))
+        torch.testing.assert_close(cosine_rows(directions(x), rows), expected, atol=1e-6, rtol=0)
+        assert torch.equal(cosine_rows(directions(x[1:]), rows[1:])[0], cosine_rows(directions(x), rows)[1])
+        twice = cosine_rows(directions(x[:, torch.arange(n) // 2]), torch.tensor([[2, 3], [2, 3]]))
+        assert torch.equal(twice[:, 0], twice[:, 1])  # equal tokens, equal rows
 
 
 def test_cosine_is_symmetric_bounded_and_blind_to_neighbours():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fsr.errors import UsageError
-from fsr.kernels import cosine
+from fsr.kernels import directions
 from fsr.stages.focus import Focus, focus, priority
 from fsr.stages.normalise import normalise
 from fsr.stages.ranking import ranked, top_k
@@ -165,7 +165,7 @@ def optimum(distance: torch.Tensor, anchors: list[int], free: int) -> float:
 @given(seeds, st.integers(0, 2), st.integers(1, 3), st.integers(6, 9), st.integers(2, 4))
 def test_the_chordal_radius_is_at_most_twice_the_optimum(seed, n_focus, n_scan, n, d):
     x = torch.nn.functional.normalize(vectors(seed, n, d).double(), dim=1)
-    out = scan(cosine(x)[None], fixed(*range(n_focus), k=n_focus + n_scan), torch.rand(1, n))
+    out = scan(directions(x[None]), fixed(*range(n_focus), k=n_focus + n_scan), torch.rand(1, n))
     distance = chord(x)
     reached = distance[out.rows[0]].amin(dim=0).max().item()
     best = optimum(distance, list(range(n_focus)), n_scan)
@@ -176,7 +176,7 @@ def test_the_chordal_radius_is_at_most_twice_the_optimum(seed, n_focus, n_scan, 
 
 def test_the_factor_two_of_the_paper_is_false_under_one_minus_cosine():
     x = on_circle(0, 1, 1.05, 1.1)
-    out = scan(cosine(x)[None], fixed(0, k=2), torch.ones(1, 4))
+    out = scan(directions(x[None]), fixed(0, k=2), torch.ones(1, 4))
     assert out.rows.tolist() == [[0, 3]]
     one_minus_cos = 1 - x @ x.T
     reached = one_minus_cos[out.rows[0]].amin(dim=0).max().item()
@@ -187,7 +187,7 @@ def test_the_factor_two_of_the_paper_is_false_under_one_minus_cosine():
 
 def test_scan_starts_from_the_highest_saliency_when_focus_is_empty():
     x = on_circle(0, 0.5, 2.0, 3.0).float()
-    out = scan(cosine(x)[None], fixed(k=3), torch.tensor([[0.1, 0.7, 0.7, 0.2]]))
+    out = scan(directions(x[None]), fixed(k=3), torch.tensor([[0.1, 0.7, 0.7, 0.2]]))
     assert out.rows.tolist() == [[1, 3, 2]]
     assert out.scanned.all() and out.radii[0, 0] == 2.0
 
@@ -200,10 +200,10 @@ def test_radii_fall_and_ragged_focus_sets_share_a_batch(seed, k, n):
     order = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(seed + b))[:k] for b in range(3)])
     rows = torch.where(torch.arange(k) < sizes[:, None], order, -1)
     saliency = torch.rand(3, n, generator=torch.Generator().manual_seed(seed))
-    together = scan(cosine(x), Focus(rows, sizes, sizes), saliency)
+    together = scan(directions(x), Focus(rows, sizes, sizes), saliency)
     for b in range(3):
         one = slice(b, b + 1)
-        alone = scan(cosine(x[one]), Focus(rows[one], sizes[one], sizes[one]), saliency[one])
+        alone = scan(directions(x[one]), Focus(rows[one], sizes[one], sizes[one]), saliency[one])
         for whole, part in zip(together, alone):
             assert torch.equal(torch.nan_to_num(whole[one], 9), torch.nan_to_num(part, 9))
         assert len(set(together.rows[b].tolist())) == k
@@ -244,7 +244,7 @@ def test_refine_equals_the_update_token_by_token(seed, kappa, k, sparse):
     rows = torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(2)])
     scanned = torch.rand(2, k, generator=generator) < 0.6
     phi = torch.rand(2, n, generator=generator) * (torch.rand(2, n, generator=generator) < (0.5 if sparse else 1.0))
-    out, merged = refine(x, cosine(x), rows, scanned, phi, kappa)
+    out, merged = refine(x, directions(x), rows, scanned, phi, kappa)
     for b in range(2):
         value, into = naive_refine(x[b], rows[b].tolist(), scanned[b].tolist(), phi[b], kappa)
         assert merged[b].tolist() == into
@@ -258,21 +258,21 @@ def test_refine_equals_the_update_token_by_token(seed, kappa, k, sparse):
 def test_without_weights_anchors_stay_to_the_bit():
     x = vectors(3, 1, 8, 4).bfloat16()
     rows, scanned = torch.tensor([[5, 1, 2]]), torch.tensor([[False, True, True]])
-    out, merged = refine(x, cosine(x), rows, scanned, torch.zeros(1, 8))
+    out, merged = refine(x, directions(x), rows, scanned, torch.zeros(1, 8))
     assert torch.equal(out, x[:, [5, 1, 2]]) and (merged >= 0).sum() == 2
 
 
 def test_equal_anchors_absorb_into_the_lower_row():
     x = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     rows, scanned = torch.tensor([[2, 1]]), torch.tensor([[True, True]])  # chosen in this order
-    _, merged = refine(x, cosine(x), rows, scanned, torch.ones(1, 4))
+    _, merged = refine(x, directions(x), rows, scanned, torch.ones(1, 4))
     assert merged.tolist() == [[1, -1, -1, 1]]
 
 
 def test_merging_in_bfloat16_averages_in_float32():
     x = torch.tensor([[[1.0, 1.0], [1.0, 1.0078125], [0.0, -1.0]]]).bfloat16()
     phi = torch.tensor([[3.0, 1.0, 0.0]])
-    out, _ = refine(x, cosine(x), torch.tensor([[0]]), torch.tensor([[True]]), phi)
+    out, _ = refine(x, directions(x), torch.tensor([[0]]), torch.tensor([[True]]), phi)
     assert out.dtype == torch.bfloat16
     mean = (0.75 * x[0, 0].float() + 0.25 * x[0, 1].float()).bfloat16()
     assert torch.equal(out[0, 0], mean)

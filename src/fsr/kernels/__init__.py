@@ -2,15 +2,16 @@
 
 | objective | function | who needs it |
 |---|---|---|
-| farthest point from all chosen ones (k-centre) | `farthest_points` | FSR's Scan (Eq. 5), DivPrune |
+| farthest point from all chosen ones (k-centre) | `farthest_points`, `farthest_tokens` | DivPrune; FSR's Scan (Eq. 5) |
 | largest determinant (DPP MAP) | `dpp_map` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
 
 `reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists.
-`cpu` is the fast path for CPU tensors, `triton` for CUDA tensors where Triton is installed. All of them read the same
-float32 similarity matrix (`cosine`, one place for all methods) and break ties by the lowest index, so the indices are
-the same everywhere. Sums whose order differs between implementations (DPP, coverage) are taken in float64 and compared
-in float32: equal tokens stay equal.
+`cpu` is the fast path for CPU tensors. Both read the same float32 similarities (`similarity`, one place for all
+methods) and break ties by the lowest index, so the indices are the same everywhere; only `farthest_tokens` makes its
+own cosines on the CPU, as few as it can (`lazy`), equal to the others up to the rounding of a dot product. Sums whose
+order differs between implementations (DPP, coverage) are taken in float64 and compared in float32: equal tokens stay
+equal.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ from torch import Tensor
 
 from fsr.kernels import cpu, reference
 from fsr.kernels.reference import Spread
-from fsr.kernels.similarity import cosine, matmul_each
+from fsr.kernels.similarity import cosine, cosine_rows, directions, matmul_each
 
-__all__ = ["Spread", "cosine", "coverage", "dpp_map", "farthest_points", "matmul_each"]
+__all__ = [
+    "Spread",
+    "cosine",
+    "cosine_rows",
+    "coverage",
+    "directions",
+    "dpp_map",
+    "farthest_points",
+    "farthest_tokens",
+    "matmul_each",
+]
 
 
 def _backend(like: Tensor) -> ModuleType:
@@ -42,6 +53,16 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
             preset anchors may differ between images. Without any, the first free step takes token 0.
     """
     return _backend(similarity).farthest_points(similarity, preset)
+
+
+def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
+    """`farthest_points` of tokens whose `directions` are known, without the whole matrix where that is faster.
+
+    Args:
+        units: float32 [B, N, D], see `directions`.
+        preset: as in `farthest_points`.
+    """
+    return _backend(units).farthest_tokens(units, preset)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

@@ -10,9 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsr.kernels.lazy import farthest
 from fsr.kernels.reference import EXHAUSTED, Spread
+from fsr.kernels.similarity import cosines_of
 
-__all__ = ["coverage", "dpp_map", "farthest_points"]
+__all__ = ["coverage", "dpp_map", "farthest_points", "farthest_tokens"]
+
+# Multiplications (N * N * D) up to which the whole matrix of cosines costs less than finding out what to leave out.
+_SMALL = 2**25
 
 
 def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
@@ -32,7 +37,16 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
             gaps[step] = 1 - near[pick]
             np.maximum(near, rows[pick], out=near)
             near[pick] = np.inf
-    return Spread(order, radius, nearest)
+    return Spread(order, radius, (1 - nearest.amin(dim=1)).clamp(min=0))
+
+
+def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
+    """See `fsr.kernels.farthest_tokens`."""
+    (_, n, d), k = units.shape, preset.shape[1]
+    if n * n * d <= _SMALL or 2 * k >= n:  # the matrix is cheap, or most of it is needed
+        return farthest_points(cosines_of(units), preset)
+    with torch.autocast("cpu", enabled=False):
+        return Spread(*map(torch.stack, zip(*map(farthest, units, preset))))
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EXHAUSTED", "Spread", "coverage", "dpp_map", "farthest_points"]
+from fsr.kernels.similarity import cosines_of
+
+__all__ = ["EXHAUSTED", "Spread", "coverage", "dpp_map", "farthest_points", "farthest_tokens"]
 
 # Conditional variance below this share of the largest diagonal entry is rounding error of the float32 similarities.
 EXHAUSTED = 1e-6
@@ -21,12 +23,12 @@ class Spread(NamedTuple):
     order: long [B, K], the preset anchors and then the picks, in the order of choice.
     radius: [B, K], largest 1 - cos from any free token to its nearest chosen one before each free step; NaN at preset
         steps. With nothing chosen yet it is 2, the largest value that 1 - cos has.
-    nearest: [B, N], cosine of each token to its nearest chosen one at the end; infinite for chosen tokens.
+    rest: [B], the radius that is left at the end, 0 if all tokens are chosen.
     """
 
     order: Tensor
     radius: Tensor
-    nearest: Tensor
+    rest: Tensor
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -48,7 +50,12 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
         order.append(pick)
         # Chosen tokens are infinitely near, so argmin never returns them.
         nearest = torch.maximum(nearest, similarity[image, pick]).scatter(1, pick[:, None], torch.inf)
-    return Spread(torch.stack(order, dim=1), torch.stack(radius, dim=1), nearest)
+    return Spread(torch.stack(order, dim=1), torch.stack(radius, dim=1), (1 - nearest.amin(dim=1)).clamp(min=0))
+
+
+def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
+    """See `fsr.kernels.farthest_tokens`. A matrix product is cheap where this runs; waiting for the device is not."""
+    return farthest_points(cosines_of(units), preset)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

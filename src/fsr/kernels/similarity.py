@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["DUPLICATE", "cosine", "matmul_each"]
+__all__ = ["DUPLICATE", "cosine", "cosine_rows", "cosines_of", "directions", "matmul_each", "settle"]
 
 # Two tokens whose cosine is this close to 1 are the same token: the gap is what rounding leaves of a float32 dot
 # product. Without the snap, which of several equal tokens is "farthest" would hang on the tiling of a matrix product.
@@ -14,6 +14,7 @@ DUPLICATE = 2.0**-20
 # Rows per block of the symmetric product: large enough for full GEMM speed, small enough to skip most of the upper
 # triangle.
 _BLOCK = 256
+_FEW = 16
 
 
 def cosine(features: Tensor, others: Tensor | None = None) -> Tensor:
@@ -31,12 +32,45 @@ def cosine(features: Tensor, others: Tensor | None = None) -> Tensor:
     if features.dim() == 2:
         return cosine(features[None], None if others is None else others[None])[0]
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        left = [normalize(x.float(), dim=-1) for x in features]
+        left = [_unit(x) for x in features]
         if others is None:
-            out = torch.stack([_gram(x) for x in left])
-        else:
-            out = torch.stack([x @ normalize(y.float(), dim=-1).T for x, y in zip(left, others)])
-        return out.masked_fill_(out > 1 - DUPLICATE, 1.0).clamp_(min=-1.0)
+            return settle(torch.stack([_gram(x) for x in left]))
+        return settle(torch.stack([x @ _unit(y).T for x, y in zip(left, others)]))
+
+
+def directions(features: Tensor) -> Tensor:
+    """Tokens divided by their Euclidean norm, [B, N, D] to float32 [B, N, D]; zero vectors stay zero. No gradients."""
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        return _unit(features[0])[None] if len(features) == 1 else torch.stack([_unit(x) for x in features])
+
+
+def cosines_of(units: Tensor) -> Tensor:
+    """`cosine` of tokens whose `directions` [B, N, D] are known."""
+    with torch.no_grad(), torch.autocast(units.device.type, enabled=False):
+        return settle(torch.stack([_gram(x) for x in map(_aligned, units)]))
+
+
+def cosine_rows(units: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of the matrix of cosines: `directions` [B, N, D] and long [B, K] to float32 [B, K, N]."""
+    # BLAS adds up in another order where it is asked for a few rows only; equal rows would differ in the last bit.
+    k = rows.shape[1]
+    asked = rows[:, torch.arange(max(k, _FEW), device=rows.device) % k]
+    with torch.no_grad(), torch.autocast(units.device.type, enabled=False):
+        return settle(torch.stack([(x[r] @ x.T)[:k] for x, r in zip(map(_aligned, units), asked)]))
+
+
+def _unit(features: Tensor) -> Tensor:
+    return normalize(features.float(), dim=-1)
+
+
+def _aligned(image: Tensor) -> Tensor:
+    """One image of a batch where BLAS would find it if it were alone: it may choose its code path by alignment."""
+    return image if image.data_ptr() % 64 == 0 else image.clone()
+
+
+def settle(cosines: Tensor) -> Tensor:
+    """In place: duplicates to 1 (see `DUPLICATE`), rounding below -1 to -1."""
+    return cosines.masked_fill_(cosines > 1 - DUPLICATE, 1.0).clamp_(min=-1.0)
 
 
 def matmul_each(a: Tensor, b: Tensor) -> Tensor:

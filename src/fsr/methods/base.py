@@ -165,7 +165,7 @@ class Method(ABC):
         n = tokens.count
         if tokens.features.dim() != 2 or n == 0:
             raise FeatureError(f"features must be [N, D] with N >= 1, not {tuple(tokens.features.shape)}.")
-        if not bool(torch.isfinite(tokens.features).all()):
+        if not _finite(tokens.features):
             raise FeatureError(
                 "visual features hold NaN or infinity: check the image and the dtype of the vision tower."
             )
@@ -280,6 +280,11 @@ def certify(radius_cos: float) -> Certificate:
     return Certificate(radius_cos, chord, chord / 2.0)
 
 
+def _finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite. A finite sum tells without another tensor of that size."""
+    return bool(torch.isfinite(values.detach().sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
+
+
 def _signature(tokens: VisualTokens) -> tuple[Any, ...]:
     """Only images that carry the same signals in the same shapes are stacked, so no image sees another's lack."""
     f, n = tokens.features, tokens.count
@@ -296,7 +301,9 @@ def _stack(images: Sequence[VisualTokens]) -> VisualTokens:
 
     def stack(values: Iterable[Tensor | None]) -> Tensor | None:
         present = list(values)
-        return None if present[0] is None else torch.stack([v for v in present if v is not None])
+        if present[0] is None:
+            return None
+        return present[0][None] if len(present) == 1 else torch.stack([v for v in present if v is not None])
 
     where = [t.geometry for t in images if t.geometry is not None]
     geometry = None

@@ -61,6 +61,5 @@ class DivPrune(Method):
         first = loneliest(similarity)
         preset = torch.full((len(first), k), -1, dtype=torch.long, device=first.device)
         preset[:, 0] = first
-        rows, radii, nearest = farthest_points(similarity, preset)
-        radius = (1 - nearest.amin(dim=-1)).clamp(min=0.0)
-        return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=radius)
+        rows, radii, rest = farthest_points(similarity, preset)
+        return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=rest)

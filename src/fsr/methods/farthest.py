@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fsr.kernels import cosine, farthest_points
+from fsr.kernels import directions, farthest_tokens
 from fsr.methods.base import Method, Picks, register
 from fsr.tokens import Stage, VisualTokens
 
@@ -34,6 +34,5 @@ class Farthest(Method):
         saliency = self.need(tokens, "saliency")
         preset = torch.full((len(saliency), k), -1, dtype=torch.long, device=tokens.features.device)
         preset[:, 0] = saliency.argmax(dim=-1)
-        rows, radii, nearest = farthest_points(cosine(tokens.features), preset)
-        radius = (1 - nearest.amin(dim=-1)).clamp(min=0.0)
-        return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=radius)
+        rows, radii, rest = farthest_tokens(directions(tokens.features), preset)
+        return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=rest)

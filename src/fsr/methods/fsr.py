@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UsageError
-from fsr.kernels import cosine
+from fsr.kernels import directions
 from fsr.methods.base import Method, Picks, Signal, register
 from fsr.stages.focus import FocusMass, focus, priority
 from fsr.stages.normalise import Normalisation, normalise
@@ -103,8 +103,8 @@ class FSR(Method):
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """Focus, scan and refine B stacked images. Choices carry no gradient; kept and merged features do."""
         with torch.no_grad():
-            phi, wanted, similarity, scanned = self._choose(tokens, k)
-        features, merged_into = refine(tokens.features, similarity, scanned.rows, scanned.scanned, phi, self.kappa)
+            phi, wanted, units, scanned = self._choose(tokens, k)
+        features, merged_into = refine(tokens.features, units, scanned.rows, scanned.scanned, phi, self.kappa)
         return Picks(
             rows=scanned.rows,
             stage=torch.where(scanned.scanned, int(Stage.SCAN), int(Stage.FOCUS)),
@@ -117,7 +117,7 @@ class FSR(Method):
         )
 
     def _choose(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor, Tensor, Scan]:
-        """Priority [B, N], K_F before the cap [B], cosines [B, N, N], and the rows of Focus and Scan."""
+        """Priority [B, N], K_F before the cap [B], directions [B, N, D], and the rows of Focus and Scan."""
         signals = self.signals()
         device = tokens.features.device
         raw = _given("saliency", tokens.saliency).to(device)
@@ -127,8 +127,8 @@ class FSR(Method):
             r = normalise(_given("relevance", tokens.relevance).to(device), self.normalise, tokens.relevance_span)
         phi = priority(s, r, self.alpha, self.beta)
         chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
-        similarity = cosine(_given("encoder", tokens.encoder) if "encoder" in signals else tokens.features)
-        return phi, chosen.wanted, similarity, scan(similarity, chosen, raw)
+        units = directions(_given("encoder", tokens.encoder) if "encoder" in signals else tokens.features)
+        return phi, chosen.wanted, units, scan(units, chosen, raw)
 
 
 def _given(signal: str, value: Tensor | None) -> Tensor:

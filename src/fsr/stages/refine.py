@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fsr.kernels import matmul_each
+from fsr.kernels import cosine_rows, matmul_each
 from fsr.stages.ranking import ranked
 
 __all__ = ["refine"]
 
 
 def refine(
-    features: Tensor, similarity: Tensor, rows: Tensor, scanned: Tensor, phi: Tensor, kappa: float = 1.0
+    features: Tensor, units: Tensor, rows: Tensor, scanned: Tensor, phi: Tensor, kappa: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Let scan anchors absorb the dropped tokens that are most like them; focus tokens stay as they are, bit for bit.
 
@@ -23,7 +23,7 @@ def refine(
 
     Args:
         features: [B, N, D]; averaged in float32.
-        similarity: float32 [B, N, N], cosines of all pairs.
+        units: float32 [B, N, E], `directions` behind the cosines of Eq. 8 (of these features or others).
         rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are scan anchors.
         phi: float32 [B, N], priorities.
         kappa: absorbed tokens per anchor.
@@ -42,8 +42,7 @@ def refine(
 
     # In raster order the first of several equal maxima is the anchor of lowest index.
     raster, position = rows.sort(dim=1)
-    likeness = similarity.gather(1, raster[..., None].expand(-1, -1, n))
-    likeness = likeness.masked_fill(~scanned.gather(1, position)[..., None], -torch.inf)
+    likeness = cosine_rows(units, raster).masked_fill(~scanned.gather(1, position)[..., None], -torch.inf)
     nearest, anchor = likeness.max(dim=1)
     sources = ranked(nearest.scatter(1, rows, -torch.inf))[1][:, :most]
     absorbed = (scanned.sum(dim=1, keepdim=True).float() * kappa + 1e-6).floor()

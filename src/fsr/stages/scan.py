@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fsr.kernels import farthest_points
+from fsr.kernels import farthest_tokens
 from fsr.stages.focus import Focus
 
 __all__ = ["Scan", "scan"]
@@ -39,18 +39,18 @@ class Scan(NamedTuple):
     radius: Tensor
 
 
-def scan(similarity: Tensor, chosen: Focus, saliency: Tensor) -> Scan:
+def scan(units: Tensor, chosen: Focus, saliency: Tensor) -> Scan:
     """Fill the budget that Focus left over.
 
     Args:
-        similarity: float32 [B, N, N], cosines of all pairs.
+        units: float32 [B, N, D], `directions` of the tokens.
         chosen: the Focus set; K is the width of its `rows`.
         saliency: [B, N]; where Focus is empty, Scan starts from the highest (ties to the lowest index).
     """
-    step = torch.arange(chosen.rows.shape[1], device=similarity.device)
+    step = torch.arange(chosen.rows.shape[1], device=units.device)
     scanned = step >= chosen.size[:, None]
     start = scanned & (step == 0)
     preset = torch.where(start, saliency.argmax(dim=-1, keepdim=True), chosen.rows)
-    rows, radii, nearest = farthest_points(similarity, preset)
+    rows, radii, rest = farthest_tokens(units, preset)
     radii = torch.where(start, torch.full_like(radii, 2.0), radii)
-    return Scan(rows, scanned, radii, (1 - nearest.amin(dim=-1)).clamp(min=0.0))
+    return Scan(rows, scanned, radii, rest)
