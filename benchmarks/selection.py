@@ -12,7 +12,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -26,17 +26,24 @@ SIZES = [(576, 1024, 64), (2880, 1024, 320)]
 
 def clock(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median milliseconds after one warm-up."""
-    run()
-    times = []
+    return clock_all([run], device, repeats)[0]
+
+
+def clock_all(runs: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:
+    """Median milliseconds of each. They take turns in every round, so that all meet the same noise of the machine; a
+    call before each measurement warms its own path up."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - began))
-    return statistics.median(times)
+        for run, own in zip(runs, times):
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            own.append(1e3 * (time.perf_counter() - began))
+    return [statistics.median(own) for own in times]
 
 
 def plain_farthest(features: torch.Tensor, k: int) -> torch.Tensor:
@@ -97,10 +104,13 @@ def main() -> None:
     for n, d, k in SIZES:
         x = torch.randn(1, n, d, device=device)
         quality = torch.rand(1, n, device=device)
-        fast = clock(partial(scan_alone, x, k), device, args.repeats)
-        fast_dpp = clock(partial(dpp_alone, x, quality, k), device, args.repeats)
-        plain = clock(partial(plain_farthest, x[0], k), device, args.repeats)
-        dpp = clock(partial(plain_dpp, x[0], quality[0], k), device, args.repeats)
+        runs = [
+            partial(scan_alone, x, k),
+            partial(plain_farthest, x[0], k),
+            partial(plain_dpp, x[0], quality[0], k),
+            partial(dpp_alone, x, quality, k),
+        ]
+        fast, plain, dpp, fast_dpp = clock_all(runs, device, args.repeats)
         same = torch.equal(
             farthest_tokens(directions(x), torch.tensor([[0] + [-1] * (k - 1)], device=device)).order[0],
             plain_farthest(x[0], k),

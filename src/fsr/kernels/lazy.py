@@ -25,10 +25,10 @@ __all__ = ["LANES", "farthest", "first_cosines", "padded", "row"]
 LANES = 16
 # Preset anchors from which on one matrix product beats row by row.
 _MANY = 8
-# Open tokens are copied together, which pays only if few of them stay. (And memory beyond twice the features would be
-# handed back to the system and asked for again on every call, which costs more than the arithmetic.)
-_WORTH_A_COPY = 0.35
-# How many more tokens stay open than the estimate says.
+# Open tokens are copied together, which pays only if at most half of them stay. (Memory beyond twice the features would
+# also be handed back to the system and asked for again on every call, which costs more than the arithmetic.)
+_WORTH_A_COPY = 0.5
+# Too few open tokens double the time (the others must be brought up to date again and again), too many cost little.
 _MARGIN = 1.15
 
 
