@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs clean
+.PHONY: demo test test-oldest docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,8 +13,10 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
+# torchvision is for one test alone and out of sight of the others: where it is importable, other image processors run.
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs,demo]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision-only torchvision==0.28.0
 	touch $@
 
 demo: $(VENV)/.base
@@ -22,6 +24,17 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The oldest Transformers that is supported, on the tests that touch models: one more wheel beside the same environment.
+OLDEST := $(VENV)/transformers-5.18
+$(OLDEST)/.there: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(OLDEST) transformers==5.18.0
+	touch $@
+
+test-oldest: $(OLDEST)/.there
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_llava_*.py tests/test_families_*.py \
+	  tests/test_pruner_lifecycle.py tests/test_prompt.py tests/test_encoding.py tests/test_relevance.py \
+	  tests/test_siglip_relevance.py tests/test_inside*.py tests/test_cli.py
 
 # The site, in site/. Pages open from the folder; searching them needs a server (python -m http.server -d site).
 docs: $(VENV)/.test

@@ -233,6 +233,8 @@ def test_view_coordinates(models, batch):
 )
 @pytest.mark.parametrize("options", [GREEDY, dict(num_beams=2, max_new_tokens=4)])
 def test_keeping_all_changes_no_bit(model, batch, method, options):
+    if "num_beams" in options and not tiny.CHUNKS_SLICE_PICTURES:
+        pytest.skip("before 5.23 unpruned beams mix up the pictures of a row (see test_families_identity)")
     plain = model.generate(**batch, **options, **SCORES)
     with prune(model, method) as pruned:
         out = model.generate(**batch, **options, **SCORES)
