@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -74,7 +75,10 @@ def about(runner: Runner) -> dict[str, Any]:
             "note": q.note,
             "majority_by_kind": q.majority(),
         },
-        "model": {"name": str(getattr(runner.model, "name_or_path", "")), "sha256": model_hash(runner.model)},
+        "model": {
+            "name": Path(str(getattr(runner.model, "name_or_path", ""))).name,
+            "sha256": model_hash(runner.model),
+        },
         "versions": {
             "fsr": fsr.__version__,
             "torch": torch.__version__,

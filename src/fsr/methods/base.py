@@ -2,26 +2,26 @@
 
 The base class does everything that all methods share: the meaning of the budget, scopes (per image, tile or frame),
 structural rows, checks of the input, stacking images of equal N, raster order. A method is one file with one `pick`.
-Third parties register under the entry-point group `fsr.methods` (name = class).
 """
 
 from __future__ import annotations
 
-import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import entry_points
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fsr.errors import BudgetError, FeatureError, RelevanceError, UsageError
-from fsr.tokens import Certificate, Geometry, Selection, Stage, VisualTokens
+from fsr.errors import FeatureError, RelevanceError, UsageError
+from fsr.methods.budget import certify, check_keep
+from fsr.methods.picks import Picks, keep_all, row, signature, stack
+from fsr.methods.registry import available, get, register
+from fsr.tokens import Selection, Stage, VisualTokens
 
-__all__ = ["Method", "Picks", "Signal", "available", "get", "register"]
+__all__ = ["Method", "Picks", "Signal", "available", "certify", "check_keep", "get", "register"]
 
 # What each means, its shape and its layer: docs/methods.md, "Signals".
 Signal = Literal[
@@ -35,30 +35,6 @@ Signal = Literal[
     "last_saliency",
 ]
 Scope = Literal["image", "tile", "frame"]
-
-
-@dataclass(frozen=True)
-class Picks:
-    """What `pick` decides for B stacked images. Rows may come in any order; their order is their rank.
-
-    rows: long [B, K], distinct within a row.
-    stage: long [B, K], values of `Stage`.
-    features: [B, K, D] for methods that merge, None where rows are simply gathered.
-    merged_into: long [B, N], row that absorbed token i or -1; None where nothing is merged.
-    priority: float32 [B, N] or None.
-    radii: float32 [B, S] or None, 1 - cos radius before each scan step, NaN where a step did not happen.
-    focus_wanted: long [B] or None, K_F before the cap.
-    radius_cos: float32 [B] or None, covering radius of all tokens by the kept ones (gives the certificate).
-    """
-
-    rows: Tensor
-    stage: Tensor
-    features: Tensor | None = None
-    merged_into: Tensor | None = None
-    priority: Tensor | None = None
-    radii: Tensor | None = None
-    focus_wanted: Tensor | None = None
-    radius_cos: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +127,12 @@ class Method(ABC):
         parts: dict[int, list[tuple[Tensor, Picks]]] = {i: [] for i in range(len(images))}
         stacks: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
         for i, rows, k in jobs:
-            stacks.setdefault((len(rows), k, *_signature(images[i])), []).append((i, rows))
+            stacks.setdefault((len(rows), k, *signature(images[i])), []).append((i, rows))
         for (n, k, *_), members in stacks.items():
-            batch = _stack([images[i].take(rows) for i, rows in members])
-            picks = self.pick(batch, k) if k < n else _keep_all(batch)
+            batch = stack([images[i].take(rows) for i, rows in members])
+            picks = self.pick(batch, k) if k < n else keep_all(batch)
             for b, (i, rows) in enumerate(members):
-                parts[i].append((rows, _row(picks, b)))
+                parts[i].append((rows, row(picks, b)))
         return [self._whole(tokens) if i in whole else self._merge(tokens, parts[i]) for i, tokens in enumerate(images)]
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -262,112 +238,6 @@ class Method(ABC):
         )
 
 
-def check_keep(keep: int | float) -> None:
-    """Raise `BudgetError` unless `keep` is a positive whole number of tokens or a share in (0, 1]."""
-    if isinstance(keep, bool) or not isinstance(keep, numbers.Real):
-        raise BudgetError(f"keep={keep!r} is not a number: give tokens (64) or a share (0.11).")
-    if isinstance(keep, numbers.Integral):
-        if keep < 1:
-            raise BudgetError(f"keep={keep} keeps nothing: give at least 1 token, or a share between 0 and 1.")
-    elif not (0.0 < float(keep) <= 1.0):
-        raise BudgetError(f"keep={keep} is no share: give 0 < keep <= 1, or a whole number of tokens.")
-
-
-def certify(radius_cos: float) -> Certificate:
-    """The coverage certificate of a 1 - cos covering radius (see `Certificate` for why the two factors differ)."""
-    radius_cos = max(0.0, radius_cos)
-    chord = math.sqrt(2.0 * radius_cos)
-    return Certificate(radius_cos, chord, chord / 2.0)
-
-
 def _finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite. A finite sum tells without another tensor of that size."""
     return bool(torch.isfinite(values.detach().sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
-
-
-def _signature(tokens: VisualTokens) -> tuple[Any, ...]:
-    """Only images that carry the same signals in the same shapes are stacked, so no image sees another's lack."""
-    f, n = tokens.features, tokens.count
-    scores = (tokens.saliency, tokens.relevance, tokens.geometry, tokens.saliency_span, tokens.relevance_span)
-    shapes: list[Any] = []
-    for name, v in sorted({"encoder": tokens.encoder, **tokens.extra}.items()):
-        if v is not None:  # rows are cut to the group's, anything else stays as it is
-            shapes.append((name, v.dtype, tuple(v.shape[1:] if v.dim() and v.shape[0] == n else v.shape)))
-    return (f.shape[-1], f.dtype, f.device, *(s is None for s in scores), tuple(shapes))
-
-
-def _stack(images: Sequence[VisualTokens]) -> VisualTokens:
-    first = images[0]
-
-    def stack(values: Iterable[Tensor | None]) -> Tensor | None:
-        present = list(values)
-        if present[0] is None:
-            return None
-        return present[0][None] if len(present) == 1 else torch.stack([v for v in present if v is not None])
-
-    where = [t.geometry for t in images if t.geometry is not None]
-    geometry = None
-    if where:
-        boxes, tile, frame = ([getattr(g, name) for g in where] for name in ("boxes", "tile", "frame"))
-        geometry = Geometry(torch.stack(boxes), torch.stack(tile), torch.stack(frame))
-
-    return VisualTokens(
-        features=torch.stack([t.features for t in images]),
-        saliency=stack(t.saliency for t in images),
-        relevance=stack(t.relevance for t in images),
-        geometry=geometry,
-        encoder=stack(t.encoder for t in images),
-        extra={k: torch.stack([t.extra[k] for t in images]) for k in first.extra},
-        saliency_span=stack(t.saliency_span for t in images),
-        relevance_span=stack(t.relevance_span for t in images),
-    )
-
-
-def _keep_all(batch: VisualTokens) -> Picks:
-    b, n, _ = batch.features.shape
-    rows = torch.arange(n, device=batch.features.device).expand(b, n)
-    return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.WHOLE)))
-
-
-def _row(picks: Picks, b: int) -> Picks:
-    values: dict[str, Any] = {}
-    for f in fields(picks):
-        value = getattr(picks, f.name)
-        values[f.name] = None if value is None else value[b]
-    return replace(picks, **values)
-
-
-# ------------------------------------------------------------------------------------------------ registration by class
-
-_METHODS: dict[str, type[Any]] = {}
-
-
-def register(cls: type[Any]) -> type[Any]:
-    """Class decorator: make `cls` known under `cls.name` (lower case, unique)."""
-    name = getattr(cls, "name", "")
-    if not name or name != name.lower() or not name.replace("-", "").isalnum():
-        raise UsageError(f"{cls.__name__}.name={name!r}: give lower-case letters, digits and hyphens.")
-    if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
-        raise UsageError(f"method {name!r} is registered already by {_METHODS[name].__module__}.")
-    _METHODS[name] = cls
-    return cls
-
-
-def available() -> dict[str, type[Any]]:
-    """All methods by name, those of installed plug-ins (entry points `fsr.methods`) included."""
-    for point in entry_points(group="fsr.methods"):
-        if point.name not in _METHODS:
-            _METHODS[point.name] = point.load()
-    return dict(sorted(_METHODS.items()))
-
-
-def get(name: str, **options: Any) -> Any:
-    """Build a method by name with its options; unknown names and options are errors that list the valid ones."""
-    methods = available()
-    if name not in methods:
-        raise UsageError(f"unknown method {name!r}: choose one of {', '.join(methods)}.")
-    known = [f.name for f in fields(methods[name])]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UsageError(f"{name} has no option {', '.join(unknown)}: it takes {', '.join(known)}.")
-    return methods[name](**options)

@@ -1,0 +1,44 @@
+"""Methods by name: registration by class; third parties use the entry-point group `fsr.methods` (name = class)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any
+
+from fsr.errors import UsageError
+
+__all__ = ["available", "get", "register"]
+
+_METHODS: dict[str, type[Any]] = {}
+
+
+def register(cls: type[Any]) -> type[Any]:
+    """Class decorator: make `cls` known under `cls.name` (lower case, unique)."""
+    name = getattr(cls, "name", "")
+    if not name or name != name.lower() or not name.replace("-", "").isalnum():
+        raise UsageError(f"{cls.__name__}.name={name!r}: give lower-case letters, digits and hyphens.")
+    if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
+        raise UsageError(f"method {name!r} is registered already by {_METHODS[name].__module__}.")
+    _METHODS[name] = cls
+    return cls
+
+
+def available() -> dict[str, type[Any]]:
+    """All methods by name, those of installed plug-ins (entry points `fsr.methods`) included."""
+    for point in entry_points(group="fsr.methods"):
+        if point.name not in _METHODS:
+            _METHODS[point.name] = point.load()
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str, **options: Any) -> Any:
+    """Build a method by name with its options; unknown names and options are errors that list the valid ones."""
+    methods = available()
+    if name not in methods:
+        raise UsageError(f"unknown method {name!r}: choose one of {', '.join(methods)}.")
+    known = [f.name for f in fields(methods[name])]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"{name} has no option {', '.join(unknown)}: it takes {', '.join(known)}.")
+    return methods[name](**options)
