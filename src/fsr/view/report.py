@@ -33,8 +33,9 @@ def render(case: Case, live: bool = False) -> str:
     """
     sheet = lay_out(case.image, case.unpruned.selection.geometry)
     primary = _primary(case)
-    sides = _sides(case, sheet, key() if live else None) if live or len(case.shown) > 1 else None
-    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary, None if live else key())]
+    legend = key(asked=_asked(case.shown[primary[0]]))
+    sides = _sides(case, sheet, legend if live else None) if live or len(case.shown) > 1 else None
+    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary, None if live else legend)]
     looks = [name for name, on in (("wide", len(sheet.placed) > 2), ("live", live)) if on]
     body = [
         maps.picture_defs(sheet, [data_uri(p) for p in sheet.pictures], ""),
@@ -87,6 +88,11 @@ def _primary(case: Case) -> list[int]:
     return [i for i, name in enumerate(names) if name == chosen]
 
 
+def _asked(shown: Shown) -> bool:
+    """Whether the question had a say in the choice."""
+    return shown.selection.relevance is not None
+
+
 def _head(case: Case, sheet: Sheet) -> Markup:
     total = case.unpruned.selection.total
     lead = f"{case.model or 'The model'} sees {total} visual tokens of this picture."
@@ -112,7 +118,7 @@ def _scores(case: Case, sheet: Sheet, primary: Sequence[int]) -> Markup:
     texts = {
         "saliency": "how much the vision tower attends to a token",
         "relevance": "how close a token is to the question",
-        "priority": f"both together: what {shown.name} ranks by",
+        "priority": f"{'both together' if _asked(shown) else 'saliency alone'}: what {shown.name} ranks by",
     }
     for name, meaning in texts.items():
         values = shown.selection.priority if name == "priority" else case.score(name)
@@ -165,7 +171,8 @@ def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
     merged = int((s.merged_into >= 0).sum())
     if merged:
         anchors = len({a for a in s.merged_into.tolist() if a >= 0})
-        words = f"The {merged} dropped tokens most like a scan anchor are merged into it ({anchors} anchors)."
+        many = f"{anchors} anchors" if anchors > 1 else "one anchor"
+        words = f"The {merged} dropped tokens most like a scan anchor are merged into it ({many})."
         drawing = maps.arrows(sheet, "", s, f"Merges. {words}", view)
         steps.append(_step("Refine", "aggregation", words, drawing, _anchors(shown, sheet)))
     words = f"{s.kept} of {s.total} tokens reach the language model, in raster order."
@@ -206,7 +213,8 @@ def _foot(case: Case) -> list[Markup | None]:
     notes = tag("ul", [tag("li", n) for n in case.notes], cls="plain") if case.notes else None
     how = [
         "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question in the "
-        "space of the paired text tower, with its sign applied; priority = relevance",
+        "space of the paired text tower, with its sign applied, or of the model's own word embeddings (relevance "
+        "'embedding'); without relevance α is 0; priority = relevance",
         tag("sup", "α"),
         " · saliency",
         tag("sup", "β"),

@@ -72,10 +72,10 @@ def tokens(case: Case, shown: Shown, sheet: Sheet) -> Markup:
     return tag("details", tag("summary", f"All {s.kept} kept tokens as a table"), table)
 
 
-def key(stages: Sequence[str] = ("focus", "scan", "absorbed")) -> Markup:
-    """What the outlines mean."""
+def key(stages: Sequence[str] = ("focus", "scan", "absorbed"), asked: bool = True) -> Markup:
+    """What the outlines mean. asked: whether Focus knew the question, or went by saliency alone."""
     words = {
-        "focus": "Focus: what the question points at",
+        "focus": "Focus: what the question points at" if asked else "Focus: what stands out (the question had no say)",
         "scan": "Scan: the rest of the picture, spread out",
         "merged": "made of several tokens",
         "absorbed": "absorbed by a kept token",
