@@ -1,0 +1,174 @@
+"""`fsr ask` and `fsr view` on saved tiny checkpoints of the families whose processors need torchvision.
+
+    python tests/torchvision_families.py FOLDER FAMILY...
+
+A program of its own, because an importable torchvision switches the image processors of a whole process. Writes
+FOLDER/FAMILY.json: what `fsr ask` printed and where the pages are, or the traceback.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import sys
+import time
+import traceback
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torchvision_schemas  # noqa: F401  (before anything that imports torchvision)
+import transformers as t
+from PIL import Image
+
+import families
+import tiny
+from fsr.cli import main
+
+KEEP = 3
+QUESTION = "what colour is the dog ?"
+TILE = {"height": families.SIDE, "width": families.SIDE}
+QWEN = {
+    families.IMAGE: ("image_token", "<|image_pad|>"),
+    families.VIDEO: ("video_token", "<|video_pad|>"),
+    families.OPEN: ("vision_bos_token", "<|vision_start|>"),
+    families.CLOSE: ("vision_eos_token", "<|vision_end|>"),
+}
+PLAIN = {families.IMAGE: ("image_token", "<image>"), families.VIDEO: ("video_token", "<video>")}
+
+
+def tokenizer(named: dict[int, tuple[str, str]], newline: bool = False) -> Any:
+    """One id per word, `named` {id: (attribute, token)} at the ids that the tiny models know.
+
+    newline: line breaks are words too, as for every real tokenizer (SmolVLM's prompts need them).
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = [*tiny.SPECIAL, *tiny.WORDS]
+    words += [f"<unused{i}>" for i in range(len(words), families.VOCAB)]
+    words[tiny.SPECIAL.index("<image>")] = "<unused4>"
+    for number, (_, token) in named.items():
+        words[number] = token
+    if newline:
+        words[families.BREAK] = "\n"
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed") if newline else pre_tokenizers.WhitespaceSplit()
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=dict(named.values()), padding_side="left", model_max_length=4096,
+    )  # fmt: skip
+
+
+def processor_of(name: str) -> Any:
+    """The family's own processor, small."""
+    if name in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+        sizes = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
+        sizes |= dict(size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48})
+        kind = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL"}[name]
+        clips = t.Qwen3VLVideoProcessor if name == "qwen3-vl" else t.Qwen2VLVideoProcessor
+        return getattr(t, f"{kind}Processor")(
+            image_processor=t.Qwen2VLImageProcessor(**sizes), video_processor=clips(**sizes),
+            tokenizer=tokenizer(QWEN), chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+        )  # fmt: skip
+    if name == "llava-onevision":
+        return t.LlavaOnevisionProcessor(
+            image_processor=t.LlavaOnevisionImageProcessor(size=TILE, image_grid_pinpoints=families.PINPOINTS),
+            video_processor=t.LlavaOnevisionVideoProcessor(size=TILE), tokenizer=tokenizer(PLAIN),
+            num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_2",
+            chat_template=template("<image>"),
+        )  # fmt: skip
+    if name == "internvl":
+        named = {
+            families.IMAGE: ("context_image_token", "<IMG_CONTEXT>"),
+            families.VIDEO: ("video_token", "<video>"),
+            families.OPEN: ("start_image_token", "<img>"),
+            families.CLOSE: ("end_image_token", "</img>"),
+        }
+        return t.InternVLProcessor(
+            image_processor=t.GotOcr2ImageProcessor(size=TILE, max_patches=4),
+            video_processor=t.InternVLVideoProcessor(size=TILE), tokenizer=tokenizer(named), image_seq_length=4,
+            chat_template=template("<IMG_CONTEXT>"),
+        )  # fmt: skip
+    if name == "smolvlm":
+        named = {
+            **PLAIN,
+            families.OPEN: ("fake_image_token", "<fake_token_around_image>"),
+            families.LABELS: ("global_image_token", "<global-img>"),
+            families.CLOSE: ("end_of_utterance_token", "<end_of_utterance>"),
+        }
+        sizes = dict(size={"longest_edge": 2 * families.SIDE}, max_image_size={"longest_edge": families.SIDE})
+        return t.SmolVLMProcessor(
+            image_processor=t.SmolVLMImageProcessor(**sizes),
+            video_processor=t.SmolVLMVideoProcessor(**sizes),
+            tokenizer=tokenizer(named, newline=True),
+            image_seq_len=4,
+            chat_template=template("<image>"),
+        )
+    if name == "gemma3":
+        named = {
+            families.IMAGE: ("image_token", "<image_soft_token>"),
+            families.OPEN: ("boi_token", "<start_of_image>"),
+            families.CLOSE: ("eoi_token", "<end_of_image>"),
+        }
+        return t.Gemma3Processor(
+            image_processor=t.Gemma3ImageProcessor(size=TILE), tokenizer=tokenizer(named), image_seq_length=16,
+            chat_template=template("<start_of_image>"),
+        )  # fmt: skip
+    raise SystemExit(f"no processor for {name!r}")
+
+
+def template(picture: str) -> str:
+    """The chat template of the tiny models with another placeholder."""
+    return tiny.CHAT_TEMPLATE.replace("<image>", picture)
+
+
+def command(*words: str) -> str:
+    """What `fsr` prints."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        status = main(list(words))
+    if status:
+        raise RuntimeError(f"fsr {' '.join(words)} ended with {status}")
+    return out.getvalue()
+
+
+def show(name: str, folder: Path) -> dict[str, Any]:
+    """Save a checkpoint, ask it, draw its page."""
+    saved = folder / name
+    model = copy.deepcopy(families.model_of(name))
+    model.save_pretrained(saved)
+    processor_of(name).save_pretrained(saved)
+    picture = folder / "picture.png"
+    image = tiny.picture(2).resize((96, 60), Image.Resampling.NEAREST)
+    image.save(picture)
+    common = ("--model", str(saved), "--image", str(picture), "--device", "cpu")
+    ask = ("ask", QUESTION, *common, "--json")
+    pages: dict[str, str] = {}
+    result: dict[str, Any] = {"pages": pages}
+    for relevance in ("none", "embedding"):
+        result[relevance] = command(*ask, "--keep", str(KEEP), "--relevance", relevance)
+        pages[relevance] = str(folder / f"{name}-{relevance}.html")
+        command("view", QUESTION, *common, "--keep", str(KEEP), "--relevance", relevance, "--out", pages[relevance])
+    result["whole"] = command(*ask, "--keep", "1.0", "--compare", "--relevance", "none")
+    processor = t.AutoProcessor.from_pretrained(saved)
+    result["image_processor"] = type(processor.image_processor).__module__
+    turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
+    ids = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    result["placeholders"] = sum(i == families.IMAGE for i in ids[0])
+    return result
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    where = Path(sys.argv[1])
+    for family in sys.argv[2:]:
+        began = time.perf_counter()
+        try:
+            told = show(family, where)
+        except (Exception, SystemExit):
+            told = {"error": traceback.format_exc()}
+        told["seconds"] = time.perf_counter() - began
+        (where / f"{family}.json").write_text(json.dumps(told), encoding="utf-8")
