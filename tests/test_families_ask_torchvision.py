@@ -20,7 +20,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 WHEEL = Path(sys.prefix) / "torchvision-only"
 INSTALL = f"pip install --no-deps --target {WHEEL} torchvision==0.28.0"
-NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "llava-onevision", "internvl", "smolvlm", "gemma3"]
+NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "llava-next-video", "llava-onevision", "internvl", "smolvlm", "gemma3"]
 KEEP = 3
 
 pytestmark = pytest.mark.skipif(

@@ -78,6 +78,15 @@ def processor_of(name: str) -> Any:
             num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_2",
             chat_template=template("<image>"),
         )  # fmt: skip
+    if name == "llava-next-video":
+        return t.LlavaNextVideoProcessor(
+            image_processor=t.LlavaNextImageProcessor(
+                size={"shortest_edge": families.SIDE}, crop_size=TILE, image_grid_pinpoints=families.PINPOINTS
+            ),
+            video_processor=t.LlavaNextVideoVideoProcessor(size={"shortest_edge": families.SIDE}, crop_size=TILE),
+            tokenizer=tokenizer(PLAIN), patch_size=families.PATCH, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=template("<image>"),
+        )  # fmt: skip
     if name == "internvl":
         named = {
             families.IMAGE: ("context_image_token", "<IMG_CONTEXT>"),
@@ -155,7 +164,7 @@ def show(name: str, folder: Path) -> dict[str, Any]:
     result["image_processor"] = type(processor.image_processor).__module__
     turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
     ids = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-    result["placeholders"] = sum(i == families.IMAGE for i in ids[0])
+    result["placeholders"] = int(sum(i == families.IMAGE for i in ids[0]))
     return result
 
 
