@@ -45,8 +45,8 @@ How to read it:
   touches.
 * **scores paired with tokens**: a changed patch shows in the feature and in the score of the same token.
 * **fsr ask**: on a saved tiny checkpoint with the family's own processor. Transformers' processors of the Qwen-VL
-  families, LLaVA-OneVision, InternVL, SmolVLM and Gemma3 need torchvision, SmolVLM's num2words as well (without it
-  its cell shows no yes).
+  families, LLaVA-NeXT-Video, LLaVA-OneVision, InternVL, SmolVLM and Gemma3 need torchvision, SmolVLM's num2words as
+  well (without it its cell shows no yes).
 * LLaVA-Video is not in the adapter matrix row by row, because its unpruned form is no Transformers class: it is
   compared with its published packing instead. `fsr.adapters.llava_video` says how to give it frames,
   `fsr.adapters.llava_video_convert` converts the published checkpoint.
