@@ -96,3 +96,19 @@ def test_certificates():
     c = certify(0.5)
     assert (c.radius_chord, c.optimum_at_least) == (1.0, 0.5)
     assert certify(-1e-9).radius_cos == 0.0
+
+
+def test_an_image_of_structural_rows_only_is_an_error():
+    image = VisualTokens(features=torch.rand(6, 3), structural=torch.ones(6, dtype=torch.bool))
+    with pytest.raises(FeatureError, match="structural"):
+        First(keep=2)([image])
+
+
+def test_a_tile_that_is_kept_whole_does_not_hide_what_the_others_say():
+    tile = torch.tensor([0, 0] + [1] * 8)  # the first tile has fewer tokens than its budget
+    geometry = Geometry(torch.rand(10, 4), tile, torch.zeros(10, dtype=torch.long))
+    g = torch.Generator().manual_seed(0)
+    image = VisualTokens(torch.randn(10, 4, generator=g), torch.rand(10, generator=g), geometry=geometry)
+    (s,) = FSR(keep=3, per="tile", relevance="none")([image])
+    assert s.kept == 5 and s.priority is not None and s.certificate is not None and s.focus_wanted is not None
+    assert float(s.priority[2:].max()) > 0

@@ -147,7 +147,8 @@ class Selection:
     stage: long [K], values of `Stage`.
     total: N.
     priority, saliency, relevance: float32 [N] or None; the last two as given to the method (not normalised).
-    order: long [K], the rank at which each kept row was chosen (0 = first).
+    order: long [K], the rank at which each kept row was chosen (0 = first), counted anew in each tile or frame that
+        has a budget of its own.
     merged_into: long [N]; the original row whose token absorbed row i, -1 where it was kept or dropped.
     radii: float32 [K_S] or None; falling 1 - cos radius before each scan step.
     focus_wanted: K_F before it was capped at K (None where the method has no Focus).

@@ -141,6 +141,8 @@ class Method(ABC):
         n = tokens.count
         if tokens.features.dim() != 2 or n == 0:
             raise FeatureError(f"features must be [N, D] with N >= 1, not {tuple(tokens.features.shape)}.")
+        if tokens.structural is not None and bool(tokens.structural.all()):
+            raise FeatureError("every row is structural: there is no patch to choose from; check the adapter's mask.")
         if not _finite(tokens.features):
             raise FeatureError(
                 "visual features hold NaN or infinity: check the image and the dtype of the vision tower."
@@ -203,14 +205,14 @@ class Method(ABC):
         )
         rows, by_row = rows.sort()
         merged = torch.full((n,), -1, dtype=torch.long, device=device)
-        priority = None if parts[0][1].priority is None else torch.zeros(n, device=device)
+        priority = torch.zeros(n, device=device) if any(p.priority is not None for _, p in parts) else None
         for original, p in parts:
             if p.merged_into is not None:
                 target = torch.where(p.merged_into >= 0, original[p.merged_into.clamp_min(0)], -1)
                 merged[original] = target
             if p.priority is not None and priority is not None:
                 priority[original] = p.priority.float()
-        one = parts[0][1]
+        one = next((p for _, p in parts if not bool((p.stage == int(Stage.WHOLE)).all())), parts[0][1])
         radius = None
         if one.radius_cos is not None:
             radius = max(float(p.radius_cos) for _, p in parts if p.radius_cos is not None)
