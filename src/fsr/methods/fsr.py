@@ -54,8 +54,8 @@ class FSR(Method):
         max_focus: largest share of the budget that Focus may take, in [0, 1]. 1 is the paper; the default follows from
             the validation split of the embedded benchmark (`fsr ablate`): with 1 Focus often takes the whole budget,
             and Scan, which answers what Focus missed, gets nothing.
-        relevance: 'auto' needs relevance (an error if the model gives none), 'none' sets alpha to 0 (the paper on
-        Qwen2.5-VL).
+        relevance: 'auto' needs relevance; 'none' sets alpha to 0. `prune` switches to 'none', and says so in its
+            report, for families without a public text tower (the paper on Qwen2.5-VL).
         normalise: 'minmax', 'rank' or 'softmax'.
         distance: features behind the cosines of Eq. 5 and 8: 'projected' (what the language model sees) or 'encoder'
             (before the projector). Merging always averages projected features.
@@ -120,23 +120,15 @@ class FSR(Method):
         """Priority [B, N], K_F before the cap [B], directions [B, N, D], and the rows of Focus and Scan."""
         signals = self.signals()
         device = tokens.features.device
-        raw = _given("saliency", tokens.saliency).to(device)
+        raw = self.need(tokens, "saliency").to(device)
         s = normalise(raw, self.normalise, tokens.saliency_span)
         r = None
         if "relevance" in signals:
-            r = normalise(_given("relevance", tokens.relevance).to(device), self.normalise, tokens.relevance_span)
+            r = normalise(self.need(tokens, "relevance").to(device), self.normalise, tokens.relevance_span)
         phi = priority(s, r, self.alpha, self.beta)
         chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
-        units = directions(_given("encoder", tokens.encoder) if "encoder" in signals else tokens.features)
+        units = directions(self.need(tokens, "encoder") if "encoder" in signals else tokens.features)
         return phi, chosen.wanted, units, scan(units, chosen, raw)
-
-
-def _given(signal: str, value: Tensor | None) -> Tensor:
-    if value is None:
-        raise UsageError(
-            f"fsr was called without {signal}: call the method itself (it checks its signals), not `pick`."
-        )
-    return value
 
 
 def _in_range(name: str, value: Any, allowed: str, test: Callable[[float], bool]) -> None:
