@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest docs clean
+.PHONY: demo test test-oldest test-engines docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,9 +36,19 @@ test-oldest: $(OLDEST)/.there
 	  tests/test_pruner_lifecycle.py tests/test_prompt.py tests/test_encoding.py tests/test_relevance.py \
 	  tests/test_siglip_relevance.py tests/test_inside*.py tests/test_cli.py
 
+# Real vLLM, lmms-eval and Ray, in an environment of their own (they pin an older Transformers): about five minutes to
+# install, 3 GB. Where its packages cannot be had, the tests say that they were skipped, and why.
+ENGINES ?= .venv-engines
+$(ENGINES)/.there: pyproject.toml constraints.txt tests/engines/requirements.txt tests/engines/no_deps.txt
+	PYTHON=$(PYTHON) tests/engines/install $(ENGINES)
+	touch $@
+
+test-engines: $(ENGINES)/.there
+	$(ENGINES)/bin/python -m pytest -q tests/engines
+
 # The site, in site/. Pages open from the folder; searching them needs a server (python -m http.server -d site).
 docs: $(VENV)/.test
 	$(BIN)/python -m zensical build --clean --strict
 
 clean:
-	rm -rf $(VENV) site .cache kept.png
+	rm -rf $(VENV) $(ENGINES) site .cache kept.png
