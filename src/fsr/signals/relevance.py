@@ -25,7 +25,7 @@ from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.siglip_twin import SiglipTwin
 
-__all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "resolve_scorer"]
+__all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "paired_tower", "resolve_scorer"]
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ def resolve_scorer(
         return method, None
     if isinstance(relevance, RelevanceScorer):
         if isinstance(relevance, Twin):
-            _verified(adapter, relevance)
+            _verified(adapter.vision_tower, relevance)
         return method, relevance
     if relevance == "embedding":
         with _find_lock:
@@ -110,8 +110,18 @@ def find_twin(adapter: Adapter) -> Twin:
     """
     with _find_lock:
         if adapter.model not in _found:
-            _found[adapter.model] = _verified(adapter, _load(adapter))
+            name = str(getattr(adapter.model, "name_or_path", "") or "")
+            _found[adapter.model] = paired_tower(name, adapter.vision_tower, adapter.name)
         return _found[adapter.model]
+
+
+def paired_tower(name: str, tower: nn.Module, family: str) -> Twin:
+    """The text tower that pairs with `tower`, the vision tower of the model in folder (or of hub id) `name`.
+
+    Raises:
+        RelevanceError: see `find_twin`.
+    """
+    return _verified(tower, _load(name, tower, family))
 
 
 def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
@@ -124,16 +134,15 @@ def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
     return (str(getattr(config, "model_type", "")), *[int(v) for v in values])  # type: ignore[return-value, arg-type]
 
 
-def _load(adapter: Adapter) -> Twin:
+def _load(name: str, tower: nn.Module, family: str) -> Twin:
     hint = "pass relevance=<a scorer> (for example load_twin(folder)) or relevance='none'"
-    name = str(getattr(adapter.model, "name_or_path", "") or "")
     if name and (Path(name) / "text_tower" / "relevance.json").is_file():
         return load_twin(name)
-    kind = fingerprint(adapter.vision_tower) or ("", 0, 0, 0, 0)
+    kind = fingerprint(tower) or ("", 0, 0, 0, 0)
     known = TWINS.get(kind)
     if known is None:
         raise RelevanceError(
-            f"no text tower is known to pair with the vision tower of this {adapter.name} model: {hint}."
+            f"no text tower is known to pair with the vision tower of this {family} model: {hint}."
         )
     repository, sign = known
     try:
@@ -144,8 +153,8 @@ def _load(adapter: Adapter) -> Twin:
         raise RelevanceError(f"the text tower {repository} could not be loaded ({error}): {hint}.") from error
 
 
-def _verified(adapter: Adapter, twin: Twin) -> Twin:
-    result = twin.compare(adapter.vision_tower)
+def _verified(tower: nn.Module, twin: Twin) -> Twin:
+    result = twin.compare(tower)
     if result is Resemblance.FAR:
         raise RelevanceError(
             f"{twin.source} is not where this model's vision tower comes from (its embeddings differ): "

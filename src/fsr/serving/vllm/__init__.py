@@ -1,0 +1,82 @@
+"""Pruning inside vLLM, as a plug-in: `LLM(model, hf_overrides=overrides(FSR(keep=64), "LlavaForConditionalGeneration"))`.
+
+vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It adds model classes under names
+of their own and changes nothing else: a model is pruned only where `hf_overrides` names one of them. On the command
+line:
+
+    python -m vllm.entrypoints.openai.api_server --model llava-hf/llava-1.5-7b-hf \\
+      --hf-overrides '{"architectures": ["FSRLlavaForConditionalGeneration"], "fsr": {"keep": 64}}'
+
+| file | idea |
+|---|---|
+| `settings` | what the engine and a single request ask for |
+| `processing` | the front end: K placeholders announced, the question found, both in the cache key |
+| `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
+| `taps` | queries and keys of vLLM's vision attention |
+| `llava`, `llava_next`, `qwen2_5_vl` | one model class each |
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import Any
+
+from fsr.errors import UnsupportedModelError, UsageError
+from fsr.methods.base import Method
+
+__all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
+
+# The engine's own architecture -> module and class here. Only strings: `register` runs in every process of the engine.
+ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "fsr.serving.vllm.llava:FSRLlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration": "fsr.serving.vllm.llava_next:FSRLlavaNextForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_5_vl:FSRQwen2_5_VLForConditionalGeneration",
+}
+# The hooks into vLLM's processors and models are semi-private and change between its minor releases.
+SUPPORTED = (0, 32)
+
+
+def register() -> None:
+    """Add the pruned architectures to vLLM's registry. Called by vLLM, in every process, any number of times."""
+    import vllm
+
+    found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
+    if found != SUPPORTED:
+        # An error here would stop engines that never asked for pruning.
+        logging.getLogger("vllm.fsr").warning(
+            "fsr supports vLLM %s.%s.x and this is %s: its architectures are not registered.",
+            *SUPPORTED,
+            vllm.__version__,
+        )
+        return
+    for place in ARCHITECTURES.values():
+        vllm.ModelRegistry.register_model(place.partition(":")[2], place)
+
+
+def overrides(method: Method, architecture: str, relevance: str = "auto") -> dict[str, Any]:
+    """The value of `hf_overrides` (as JSON: `--hf-overrides`) that serves a model pruned by `method`.
+
+    Args:
+        method: prunes before the language model; its budget is the engine's default.
+        architecture: what the checkpoint's config.json calls it, for example "LlavaForConditionalGeneration".
+        relevance: as for `prune`, or a folder with a `text_tower/` (see `fsr.signals.clip_twin.save_twin`).
+
+    Raises:
+        UnsupportedModelError: an architecture without a class here.
+        UsageError: a method that does not prune before the language model.
+    """
+    if not isinstance(method, Method):
+        raise UsageError(
+            f"{getattr(method, 'name', method)} does not prune before the language model, which is all that can be "
+            "done inside vLLM: choose another method."
+        )
+    place = ARCHITECTURES.get(architecture)
+    if place is None:
+        raise UnsupportedModelError(
+            f"no pruned class for {architecture} in vLLM: there is one for {', '.join(ARCHITECTURES)}."
+        )
+    chosen = {f.name: getattr(method, f.name) for f in fields(method)}
+    changed = {f.name: chosen[f.name] for f in fields(method) if f.name != "keep" and chosen[f.name] != f.default}
+    settings = {"method": method.name, "keep": method.keep, "relevance": relevance, "options": changed}
+    return {"architectures": [place.partition(":")[2]], "fsr": settings}

@@ -1,0 +1,63 @@
+"""LLaVA-NeXT, pruned inside vLLM: tiles, unpadding and newlines by the functions that the features go through."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, get_anyres_image_grid_shape
+from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import ImageProcessorItems
+
+from fsr.adapters.base import Adapter
+from fsr.adapters.llava_next import LlavaNextAdapter
+from fsr.serving.vllm.llava import FLAT_TOWER, LlavaVision
+from fsr.serving.vllm.processing import PrunedProcessing
+from fsr.serving.vllm.vision import view
+
+__all__ = ["FSRLlavaNextForConditionalGeneration"]
+
+
+class Processor(PrunedProcessing, LlavaNextMultiModalProcessor):
+    """The stock processor with fewer placeholders."""
+
+    adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter
+
+    def structural(self, mm_items: Any, index: int) -> int:
+        """Newlines: one per row of the unpadded canvas."""
+        info: Any = self.info
+        encoder = info.get_vision_encoder_info()
+        size = mm_items.get_items("image", ImageProcessorItems).get_image_size(index)
+        rows, cols = get_anyres_image_grid_shape(
+            (size.height, size.width), info.get_hf_config().image_grid_pinpoints, encoder.get_image_size()
+        )
+        _, newlines = info._get_num_unpadded_features(
+            original_height=size.height,
+            original_width=size.width,
+            npatches=encoder.get_patch_grid_length(),
+            num_patch_height=rows,
+            num_patch_width=cols,
+        )
+        return int(newlines)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class FSRLlavaNextForConditionalGeneration(LlavaVision, LlavaNextForConditionalGeneration):
+    """vLLM's LLaVA-NeXT with pruned pictures."""
+
+    adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter
+    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | FLAT_TOWER
+
+    def fsr_view(self) -> Any:
+        """Transformers' packing function on this model's config, for channels instead of features."""
+        shown = view(self.config, self.vision_tower.vision_model, image_newline=self.image_newline)
+        shown.model.pack_image_features = partial(LlavaNextModel.pack_image_features, shown.model)
+        return shown
