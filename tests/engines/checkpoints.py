@@ -1,4 +1,4 @@
-"""Checkpoints for the engines: `mini` as it is, and tiny random models with heads of 32, which vLLM's CPU kernels know."""
+"""Checkpoints for the engines: `mini` as it is, and tiny random models with heads of 32, as vLLM's CPU kernels want."""
 
 from __future__ import annotations
 

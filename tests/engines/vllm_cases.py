@@ -19,14 +19,15 @@ os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1"
 )
 
-import checkpoints  # noqa: E402, isort: skip
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import checkpoints
+import numpy as np
+import torch
+from PIL import Image
 
-import tiny  # noqa: E402
-from fsr import FSR, prune  # noqa: E402
-from fsr.methods import get  # noqa: E402
-from fsr.serving.vllm import overrides  # noqa: E402
+import tiny
+from fsr import FSR, prune
+from fsr.methods import get
+from fsr.serving.vllm import overrides
 
 LONGEST = 6
 
@@ -57,26 +58,36 @@ class Bench:
 
     def prompt(self, case: Case) -> str:
         turns = tiny.chat((case.question, len(case.pictures)))
+        if "video" in case.more:
+            turns[0]["content"].insert(0, {"type": "text", "text": "<|vision_start|><|video_pad|><|vision_end|>"})
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def request(self, case: Case) -> dict[str, Any]:
-        arguments = dict(case.more)
+        arguments = {name: value for name, value in case.more.items() if name != "video"}
         if case.keep is not None:
             arguments["fsr_keep"] = case.keep
-        data = {"image": case.pictures if len(case.pictures) > 1 else case.pictures[0]}
+        data: dict[str, Any] = {"image": case.pictures if len(case.pictures) > 1 else case.pictures[0]}
+        if "video" in case.more:
+            data["video"] = [(case.more["video"], clip_facts(case.more["video"]))]
         return {"prompt": self.prompt(case), "multi_modal_data": data, "mm_processor_kwargs": arguments}
 
     def ask(self, cases: list[Case]) -> list[Any]:
         from vllm import SamplingParams
 
-        how = SamplingParams(temperature=0, max_tokens=LONGEST, logprobs=1)
+        # Random models know no end of sequence; their tokenizer does, and vLLM would stop at it.
+        ends = self.model.generation_config.eos_token_id is not None
+        how = SamplingParams(temperature=0, max_tokens=LONGEST, logprobs=1, ignore_eos=not ends)
         return self.llm.generate([self.request(c) for c in cases], how, use_tqdm=False)
 
     def reference(self, case: Case) -> tuple[list[int], list[float], int]:
         """Tokens, log-probabilities and prompt length of Transformers."""
         keep = self.method.keep if case.keep is None else case.keep
         method = get(self.method.name, **{**vars(self.method), "keep": 1.0 if keep == 0 else keep})
-        inputs = self.processor(images=case.pictures, text=self.prompt(case), return_tensors="pt")
+        clip: dict[str, Any] = {}
+        if "video" in case.more:
+            facts = {k: v for k, v in clip_facts(case.more["video"]).items() if k != "do_sample_frames"}
+            clip = {"videos": [case.more["video"]], "video_metadata": [facts], "do_sample_frames": False}
+        inputs = self.processor(images=case.pictures, text=self.prompt(case), return_tensors="pt", **clip)
         question = case.more.get("fsr_question")
         extra = {} if question is None else {"question": question}
         with prune(self.model, method, processor=self.processor, relevance=self.relevance) as pruned:
@@ -112,6 +123,15 @@ class Bench:
             self.cases[f"{name}/refused"] = {"error": f"{type(error).__name__}: {error}"}
         else:
             self.cases[f"{name}/refused"] = {"error": None}
+
+
+def clip_facts(video: Any) -> dict[str, Any]:
+    """What vLLM and Transformers want to know about a clip of ready-made frames."""
+    frames = len(video)
+    return {
+        "fps": 2.0, "duration": frames / 2.0, "total_num_frames": frames, "frames_indices": list(range(frames)),
+        "video_backend": "opencv", "do_sample_frames": False,
+    }  # fmt: skip
 
 
 def scenes() -> list[Image.Image]:
@@ -219,6 +239,9 @@ def qwen(folder: Path) -> Bench:
     bench.check("long text", [Case(long, [pictures[0]], 20), Case(long, [pictures[0]], 20)])
     bench.check("budget", [Case("where is the cat ?", pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])
     bench.check("two pictures", [Case(question, [pictures[1], pictures[2]], 5), Case(long, pictures[:2], 9)])
+    # The engine leaves videos whole; so does the reference where the clip has no more tokens than the budget.
+    video = np.stack([np.asarray(sized(i, 24, 16)) for i in range(4)])
+    bench.check("video beside a picture", [Case(question, [pictures[1]], 12, video=video)])
     return bench
 
 

@@ -1,4 +1,6 @@
-"""Pruning inside vLLM, as a plug-in: `LLM(model, hf_overrides=overrides(FSR(keep=64), "LlavaForConditionalGeneration"))`.
+"""Pruning inside vLLM, as a plug-in:
+
+    LLM(model, hf_overrides=overrides(FSR(keep=64), "LlavaForConditionalGeneration"))
 
 vLLM loads `register` in each of its processes (entry point `vllm.general_plugins`). It adds model classes under names
 of their own and changes nothing else: a model is pruned only where `hf_overrides` names one of them. On the command

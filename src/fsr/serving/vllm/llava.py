@@ -46,7 +46,8 @@ class LlavaVision(PrunedVision):
         config = vllm_config.model_config.hf_config
         if config.vision_config.model_type not in ("clip_vision_model", "siglip_vision_model"):
             raise UnsupportedModelError(
-                f"a {config.vision_config.model_type} tower cannot be pruned inside vLLM: use a LLaVA with CLIP or SigLIP."
+                f"a {config.vision_config.model_type} tower cannot be pruned inside vLLM: "
+                "use a LLaVA with CLIP or SigLIP."
             )
         if not isinstance(config.vision_feature_layer, int):
             raise UnsupportedModelError("several feature layers are not supported inside vLLM: use fsr.prune().")

@@ -47,9 +47,7 @@ class Processor(PrunedProcessing, LlavaNextMultiModalProcessor):
         return int(newlines)
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder)
 class FSRLlavaNextForConditionalGeneration(LlavaVision, LlavaNextForConditionalGeneration):
     """vLLM's LLaVA-NeXT with pruned pictures."""
 

@@ -96,7 +96,8 @@ class PrunedProcessing:
 
     def _question_in(self, prompt: Sequence[int]) -> str:
         config = self.info.get_hf_config()
-        placeholders = {getattr(config, f"{kind}_token_{form}", -1) for kind in ("image", "video") for form in ("id", "index")}
+        names = [f"{kind}_token_{form}" for kind in ("image", "video") for form in ("id", "index")]
+        placeholders = {getattr(config, name, -1) for name in names}
         ids = torch.tensor([prompt])
         found, _ = extract_questions(self.info.get_hf_processor(), ids, torch.ones_like(ids), placeholders)
         if not found[0].strip():

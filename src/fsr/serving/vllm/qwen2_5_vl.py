@@ -114,7 +114,7 @@ class FSRQwen2_5_VLForConditionalGeneration(PrunedVision, Qwen2_5_VLForCondition
         return [(c.features, c.rows) for c in chosen]
 
     def _media(self, mm_features: Any) -> Any:
-        """(offset, t, h, w, t_factor) of each medium by the model, and the number of placeholders that it really has."""
+        """(offset, t, h, w, t_factor) of each medium by the model, and how many placeholders it really has."""
         ordered = sorted(mm_features, key=lambda f: f.mm_position.offset)
         for feature, found in zip(ordered, self.iter_mm_grid_thw(mm_features)):
             yield (*found, feature.mm_position.length)

@@ -31,7 +31,7 @@ def watch(attention: Mapping[int, nn.Module], **modules: nn.Module) -> Iterator[
     handles = []
     try:
         for number, module in attention.items():
-            qkv = module.qkv if hasattr(module, "qkv") else module.qkv_proj
+            qkv: Any = module.qkv if hasattr(module, "qkv") else module.qkv_proj
             handles.append(qkv.register_forward_hook(seen.keep(seen.qkv, number)))
             handles.append(module.register_forward_pre_hook(seen.keep_call(number), with_kwargs=True))
         for name, part in modules.items():

@@ -45,20 +45,18 @@ class PrunedVision:
     adapter_class: ClassVar[type[Adapter]]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         _refuse_what_skips_hooks(vllm_config)
-        self.fsr_settings = EngineSettings.of(
-            vllm_config.model_config.hf_config, self.adapter_class.paired_text_tower
-        )
+        self.fsr_settings = EngineSettings.of(vllm_config.model_config.hf_config, self.adapter_class.paired_text_tower)
         self._fsr_config = vllm_config.model_config
         self._fsr_scorer: RelevanceScorer | None = None
         self._fsr_tensor_parallel = vllm_config.parallel_config.tensor_parallel_size
         layers = self.signal_layers()
         have = {"saliency", "relevance", "encoder", *layers}
-        if lacking := sorted(self.fsr_settings.method.signals() - have):
+        if lacking := sorted(s for s in self.fsr_settings.method.signals() if s not in have):
             raise UnsupportedModelError(
-                f"{self.fsr_settings.method.name} reads {', '.join(lacking)}, which vLLM's tower of this model does not "
-                "give (layers beyond the one that the language model reads are not built): choose another method."
+                f"{self.fsr_settings.method.name} reads {', '.join(lacking)}, which vLLM's tower of this model does "
+                "not give (layers beyond the one that the language model reads are not built): choose another method."
             )
 
     # ------------------------------------------------------------------------------------------ what families differ in
@@ -100,9 +98,7 @@ class PrunedVision:
         signals = method.signals()
         of_features = getattr(scorer, "reads_features", False)
         wanted = signals - {"relevance"} if of_features else signals
-        seen = TowerStates(
-            saliency, extra, wanted, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None)
-        )
+        seen = TowerStates(saliency, extra, wanted, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None))
         adapter = self.adapter_class(self.fsr_view())
         units = adapter.units("image", output, seen, inputs)
         tokens = units.tokens
@@ -180,4 +176,6 @@ def _refuse_what_skips_hooks(vllm_config: Any) -> None:
         if getattr(compilation, name, False):
             raise UsageError(f"{name} runs the vision tower past the hooks that pruning needs: switch it off.")
     if multimodal.mm_encoder_tp_mode == "data":
-        raise UsageError("mm_encoder_tp_mode='data' spreads pictures over ranks, which pruning cannot follow: use 'weights'.")
+        raise UsageError(
+            "mm_encoder_tp_mode='data' spreads pictures over ranks, which pruning cannot follow: use 'weights'."
+        )
