@@ -57,6 +57,7 @@ class FSRQwen2_5_VLForConditionalGeneration(PrunedVision, Qwen2_5_VLForCondition
     """vLLM's Qwen2.5-VL with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = QwenVLAdapter
+    tower_name: ClassVar[str] = "visual"
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         if current_platform.is_cpu():

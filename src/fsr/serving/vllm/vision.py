@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.models.utils import StageMissingLayer
 
 from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
@@ -39,10 +40,11 @@ class Chosen:
 class PrunedVision:
     """Mixin: `class X(PrunedVision, LlavaForConditionalGeneration)`.
 
-    adapter_class: what knows this family's packing.
+    adapter_class: what knows this family's packing. tower_name: the attribute that holds the vision tower.
     """
 
     adapter_class: ClassVar[type[Adapter]]
+    tower_name: ClassVar[str] = "vision_tower"
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -133,7 +135,9 @@ class PrunedVision:
 
     def _scorer(self) -> RelevanceScorer | None:
         settings = self.fsr_settings
-        if "relevance" not in settings.method.signals():
+        # An engine that only takes embeddings (`--limit-mm-per-prompt '{"image": 0}'`) loads no tower.
+        absent = isinstance(getattr(self, self.tower_name), StageMissingLayer)
+        if absent or "relevance" not in settings.method.signals():
             return None
         if settings.relevance == "embedding":
             if self._fsr_tensor_parallel > 1:
