@@ -55,8 +55,9 @@ def test_what_a_request_asks_for():
             made.keep_of({"fsr_keep": bad})
     with pytest.raises(UsageError, match="use fsr_keep"):
         made.keep_of({"fsr_topk": 4})
-    with pytest.raises(QuestionError):
-        made.question_of({"fsr_question": ""})
+    for bad in ("", " ", 3, "x" * 4097):
+        with pytest.raises(QuestionError, match="fsr_question"):
+            made.question_of({"fsr_question": bad})
     assert others({"fsr_keep": 3, "do_resize": False}) == {"do_resize": False}
     for request in (Request(0), Request(0.25, "où est le chien ?"), Request(64, "x")):
         data = request.to_tensor()

@@ -24,6 +24,8 @@ from fsr.methods.base import Method, check_keep, get
 __all__ = ["KEEP", "QUESTION", "EngineSettings", "Request", "others"]
 
 KEEP, QUESTION = "fsr_keep", "fsr_question"
+# The engine checks the length of prompts, but not of this.
+LONGEST = 4096
 _KNOWN = frozenset({"method", "keep", "relevance", "options"})
 
 
@@ -126,11 +128,15 @@ class EngineSettings:
         """The question that a request gives explicitly, or None.
 
         Raises:
-            QuestionError: no text, or an empty one.
+            QuestionError: no text, an empty one, or one beyond `LONGEST` characters.
         """
         question = arguments.get(QUESTION)
-        if question is not None and not (isinstance(question, str) and question.strip()):
+        if question is None:
+            return None
+        if not (isinstance(question, str) and question.strip()):
             raise QuestionError(f"{QUESTION} is empty: leave it out to take the prompt's own question.")
+        if len(question) > LONGEST:
+            raise QuestionError(f"{QUESTION} has {len(question)} characters: give at most {LONGEST}.")
         return question
 
     def count(self, keep: int | float, total: int, structural: int = 0) -> int:
