@@ -28,8 +28,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "engines"), str(ROOT / "tests")]
 
-import tiny  # noqa: E402
 from server import Server, chat  # noqa: E402
+
+import tiny  # noqa: E402
 
 SIDE, PATCH, LONGEST = 384, 16, 16
 
@@ -37,8 +38,14 @@ SIDE, PATCH, LONGEST = 384, 16, 16
 def checkpoint(folder: Path) -> str:
     """Save the model, its processor and its text tower."""
     import torch
-    from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
-    from transformers import LlavaProcessor
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaProcessor,
+    )
 
     from fsr.profiling.random_weights import random_model, random_twin
     from fsr.signals.clip_twin import save_twin
@@ -127,7 +134,16 @@ def main() -> None:
     out: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "tokens_out": LONGEST, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint(Path(folder) / "model")
-        options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32", "--generation-config", "vllm"]
+        options = [
+            "--dtype",
+            "bfloat16",
+            "--max-model-len",
+            "1024",
+            "--max-num-seqs",
+            "32",
+            "--generation-config",
+            "vllm",
+        ]
         for keep in [None, *map(int, args.keep.split(","))]:
             # Stock vLLM cannot load towers as Transformers 5 saves them; keep=0 is the same server, unpruned.
             given = overrides(FSR(keep=keep or 64), "LlavaForConditionalGeneration")

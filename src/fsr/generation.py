@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
+from fsr.kv_cache import cache_in
 from fsr.report import Prepared
 
 __all__ = [
@@ -57,7 +58,7 @@ def refuse_uneven_beams(setting: Callable[[str], Any], prepared: Prepared) -> No
 
 def refuse_long_mask(kwargs: dict[str, Any]) -> None:
     """In a hand-written loop the mask must continue the shortened prompt, not the one the user typed."""
-    cache: Any = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
     if not hasattr(cache, MARK) or kwargs.get("mm_encoder_outputs") is not None:
         return
@@ -112,7 +113,7 @@ def with_prompt(output: Any, input_ids: Tensor, length: int) -> Any:
 def refuse_foreign_cache(adapter: Adapter, kwargs: dict[str, Any]) -> None:
     """A cache filled from a short prompt counts differently from the ids of a long one, and nothing downstream would
     notice."""
-    cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    cache, ids = cache_in(kwargs), kwargs.get("input_ids")
     if cache is None or cache.get_seq_length() == 0 or not isinstance(ids, Tensor):
         return
     if adapter.has_pixels(kwargs):

@@ -29,6 +29,7 @@ from fsr.generation import (
     with_prompt,
 )
 from fsr.inside import Inside
+from fsr.kv_cache import cache_of
 from fsr.methods.base import Method
 from fsr.methods.inside.base import InsideMethod
 from fsr.methods.inside.chain import Chain, Whole, split
@@ -259,7 +260,7 @@ def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def _after_forward(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     """Mark the KV cache that a shortened prompt filled."""
-    cache, ids = getattr(output, "past_key_values", None), kwargs.get("input_ids")
+    cache, ids = cache_of(output), kwargs.get("input_ids")
     if cache is not None and kwargs.get("mm_encoder_outputs") is not None and isinstance(ids, Tensor):
         mark(cache, model.__dict__[SEAT].adapter, ids)
 

@@ -15,6 +15,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.inside.call import Call
 from fsr.inside.columns import Columns, check_cache, columns_of, forget, remember
 from fsr.inside.views import Scene
+from fsr.kv_cache import cache_in
 from fsr.methods.inside.base import InsideMethod
 from fsr.report import Report
 from fsr.signals.attention import projections
@@ -127,7 +128,7 @@ class Inside:
         call = self._active()
         if call is None:
             return
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         call.fresh = cache is None or int(cache.get_seq_length()) == 0
         if not call.fresh:
             return
@@ -172,7 +173,7 @@ class Inside:
     # ------------------------------------------------------------------------------------------------------- the layers
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
-        call, cache = self._active(), kwargs.get("past_key_values")
+        call, cache = self._active(), cache_in(kwargs)
         fresh = call is not None and call.fresh
         columns = call.columns if call is not None else None
         if not fresh and cache is not None:
@@ -202,7 +203,7 @@ class Inside:
         budgets = call.budgets(method, step, self.depth)
         if call.valid is None or all(k == len(p.columns) for k, p in zip(budgets, call.pictures)):
             return
-        cache, earlier = kwargs.get("past_key_values"), columns.at(index)
+        cache, earlier = cache_in(kwargs), columns.at(index)
         if cache is not None:
             check_cache(cache, self.first)
             remember(cache, columns)

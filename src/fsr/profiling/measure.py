@@ -18,6 +18,7 @@ import torch
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
+from fsr.kv_cache import cache_of
 from fsr.methods.inside.chain import split
 from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
 from fsr.profiling.subject import Subject
@@ -252,8 +253,9 @@ class _Clock:
         wait(model.device)
         self.passes.append((self._start, perf_counter()))
         if len(self.passes) == 1:
-            self.kv_bytes = cache_bytes(output.past_key_values)
-            self.lengths = tuple(layer.get_seq_length() for layer in output.past_key_values.layers)
+            cache = cache_of(output)
+            self.kv_bytes = cache_bytes(cache)
+            self.lengths = tuple(layer.get_seq_length() for layer in cache.layers)
 
 
 @contextmanager

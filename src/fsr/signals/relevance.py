@@ -141,9 +141,7 @@ def _load(name: str, tower: nn.Module, family: str) -> Twin:
     kind = fingerprint(tower) or ("", 0, 0, 0, 0)
     known = TWINS.get(kind)
     if known is None:
-        raise RelevanceError(
-            f"no text tower is known to pair with the vision tower of this {family} model: {hint}."
-        )
+        raise RelevanceError(f"no text tower is known to pair with the vision tower of this {family} model: {hint}.")
     repository, sign = known
     try:
         if kind[0] == "siglip_vision_model":
