@@ -79,22 +79,19 @@ class Ledger:
         self.counts.setdefault(task, []).extend(counts)
 
     def means(self, task: str | None = None) -> dict[str, float]:
-        """Visual tokens per picture, over one task or all: before, kept, and on average over the layers."""
+        """Over one task or all: pictures, and visual tokens per picture before, kept, on average over the layers."""
         some = [c for name, counts in self.counts.items() if task in (None, name) for c in counts]
         pictures = sum(c.pictures for c in some)
         if not pictures:
             return {}
-        return {
-            name: sum(getattr(c, name) for c in some) / pictures
-            for name in ("visual_tokens", "visual_tokens_kept", "visual_tokens_per_layer")
-        }
+        names = ("visual_tokens", "visual_tokens_kept", "visual_tokens_per_layer")
+        return {"pictures": pictures, **{name: sum(getattr(c, name) for c in some) / pictures for name in names}}
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         tasks = {
             task: {
                 "questions": len(counts),
-                "pictures": sum(c.pictures for c in counts),
                 **self.means(task),
                 "kept_histogram": dict(sorted(Counter(c.visual_tokens_kept for c in counts).items())),
                 "first_prompt": self.prompts[task],
