@@ -18,7 +18,7 @@ from fsr.evaluation.benchmarks import COLUMNS, Source
 from fsr.evaluation.lmms_results import Run, TaskResult
 from fsr.evaluation.statistics import bootstrap_means
 
-__all__ = ["ColumnScore", "KINDS", "column_score"]
+__all__ = ["KINDS", "ColumnScore", "column_score"]
 
 Kind = Literal["bootstrap", "stderr", "binomial", "none"]
 KINDS: dict[Kind, str] = {

@@ -87,7 +87,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         run = runs.setdefault(json.dumps(settings, sort_keys=True), Run(settings))
         run.partial |= data["config"].get("limit") not in (None, -1)
         spent = data.get("throughput", {})
-        if "avg_visual_tokens" in spent:
+        if "avg_pictures" in spent:  # written by the models of this package
             pictures = spent["avg_pictures"]
             run.pictures += pictures
             run.total += pictures * spent["avg_visual_tokens"]
@@ -119,9 +119,11 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
 def _load(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        data["config"]["model_args"], data["results"], data["n-samples"]  # noqa: B018  (raises where one is missing)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} is no results file of lmms-eval ({type(error).__name__}: {error}).") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{file} cannot be read ({type(error).__name__}): give a results file.") from error
+    parts = [data.get(name) for name in ("config", "results", "n-samples")] if isinstance(data, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or "model_args" not in data["config"]:
+        raise UsageError(f"{file} is no results file of lmms-eval 0.7: it lacks config, results or n-samples.")
     return data
 
 

@@ -91,8 +91,8 @@ def _rows(paper: PaperTable, measured: Sequence[Measured], base: Measured | None
     falls = -1 if paper.unit == "tokens" else 1
     lines: list[tuple[float, int, list[str]]] = []
     for row in paper.rows:
-        cells = [f"{row.scores[c]:g}" if c in row.scores else "-" for c in paper.columns]
-        last = "-" if row.printed is None else f"{row.printed:g}"
+        cells = [_printed(c, row.scores[c]) if c in row.scores else "-" for c in paper.columns]
+        last = "-" if row.printed is None else f"{row.printed:.1f}"
         made = _averages(paper, row.scores, paper.base.scores)
         lines.append((falls * row.budget, 0, [row.method, f"{row.budget:g}", *cells, *made, last]))
     for m in measured:
@@ -103,6 +103,11 @@ def _rows(paper: PaperTable, measured: Sequence[Measured], base: Measured | None
         order = NO_BUDGET if budget == NO_BUDGET else falls * round(budget)
         lines.append((order, 1, [f"**here: {m.run.label}**", shown, *cells, *made, ""]))
     return [head, *(line for _, _, line in sorted(lines, key=lambda line: line[:2]))]
+
+
+def _printed(column: str, value: float) -> str:
+    """As in the paper: MME without digits behind the point, where it has none there."""
+    return f"{value:g}" if column == "MME" else f"{value:.1f}"
 
 
 def _intervals(paper: PaperTable, measured: Sequence[Measured], base: Measured | None) -> list[list[str]]:
