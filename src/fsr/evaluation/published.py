@@ -2,7 +2,7 @@
 
 The paper's "Avg." is the sum of a row's scores over the sum of the unpruned model's, MME divided by 20, over the
 benchmarks that both have (`rel_sum`): all printed averages follow to 0.1. It is not the mean of the ratios
-(`rel_mean`), which differs by up to 0.9. MM-Vet has 218 questions and a judge, hence both also without it.
+(`rel_mean`), which is up to 1.5 higher or 0.9 lower. MM-Vet has 218 questions and a judge, hence both also without it.
 """
 
 from __future__ import annotations
