@@ -126,8 +126,8 @@ def test_runs_stand_beside_the_printed_rows(results):
 
 
 def test_intervals_say_where_they_are_from(results):
-    runs = {run.label: run for run in read_runs([results])}
-    fsr, base = runs["fsr (keep=64)"], runs["unpruned"]
+    base, fsr = read_runs([results])
+    assert base.unpruned and fsr.label({"keep"}) == "fsr (keep=64)"
     gqa = column_score(fsr, "GQA")
     error = 100 * math.sqrt(0.575 * 0.425 / 400)
     assert gqa.kind == "bootstrap" and gqa.value == pytest.approx(57.5)

@@ -18,7 +18,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
-from lmms_eval.tasks import TaskManager
+from lmms_eval.tasks import TaskManager, get_task_dict
 from PIL import Image
 
 import families
@@ -89,7 +89,7 @@ def test_mini_scores_what_compare_says(output, tmp_path):
 def test_what_a_run_leaves(output):
     (run,) = read_runs([output])
     assert (run.total / run.pictures, run.kept / run.pictures, run.pictures) == (144, 16, QUESTIONS)
-    assert not run.partial and run.label == "fsr (keep=16)"
+    assert not run.partial and run.label({"keep"}) == "fsr (keep=16)"
     (record,) = (json.loads(file.read_text()) for file in output.glob("*_fsr_run_0.json"))
     assert record["method"] == "fsr" and record["options"]["keep"] == 16 and record["options"]["alpha"] == 3.0
     assert {"fsr", "lmms_eval", "torch", "transformers"} <= set(record["versions"])
@@ -129,6 +129,7 @@ def test_other_methods(folder, method, kept, per_layer):
         ("fsr", "method=fsr,alfa=2", UsageError, "no option alfa"),
         ("fsr", "method=none,alpha=2", UsageError, "no options"),
         ("fsr", "dtype=int8", UsageError, "dtype"),
+        ("fsr", "system_prompt=nowhere.txt", UsageError, "is no file"),
         ("fsr", "five_tiles=True", UsageError, "LLaVA-NeXT"),
         ("fsr_qwen2_5_vl", "keep=16", UsageError, "is llava"),
         ("fsr", "batch_size=auto", UsageError, "batch_size"),
@@ -207,6 +208,17 @@ def test_questions_are_the_last_user_turn(mini, monkeypatch):
     assert seen == [["what color is it ?", "no picture here"]]
     ask(mini, [user("no picture at all")])
     assert seen[1] is None
+
+
+def test_the_system_prompt_of_the_protocol(folder, tmp_path):
+    copy.deepcopy(tiny.llava()).save_pretrained(tmp_path)
+    tiny.llava_processor().save_pretrained(tmp_path)
+    file = folder / "vicuna_v1.txt"
+    lm = Pruned(str(tmp_path), "saliency", keep=4, device="cpu", system_prompt=str(file))
+    ask(lm, [user(image(Image.new("RGB", (48, 48))), "where is the cat ?")])
+    prompt = lm.ledger.prompts["t"]
+    assert prompt.startswith("SYSTEM: A chat between a curious user") and "USER: <image> where is the cat ?" in prompt
+    assert lm.ledger.settings["system_prompt"] == file.read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +389,16 @@ def test_textvqa_gives_the_ocr_tokens(folder):
     assert oracle.asked[0] == (
         "What does it say?\nReference OCR token: STOP, 4\nAnswer the question using a single word or phrase."
     )
+
+
+def test_mmvet_asks_the_question_alone(folder, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")  # its judge is made on import, and not asked here
+    replica(
+        folder, "fsr_mmvet", [{"question_id": "v1_0", "question": "What is x?", "answer": "1", "capability": "ocr"}]
+    )
+    tasks = TaskManager("ERROR", include_path=str(folder), include_defaults=False)
+    task = get_task_dict(["fsr_mmvet"], tasks, "chat")["fsr_mmvet"]
+    assert task.doc_to_messages(task.test_docs()[0])[0]["content"][1:] == [{"type": "text", "text": "What is x?"}]
 
 
 def test_mme_adds_perception_and_cognition(folder):

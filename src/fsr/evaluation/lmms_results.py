@@ -6,14 +6,14 @@ Reads `*_results.json` and, beside it, `*_samples_TASK.jsonl`; needs neither lmm
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fsr.errors import UsageError
 
-__all__ = ["Run", "TaskResult", "read_runs"]
+__all__ = ["Run", "TaskResult", "differing", "read_runs"]
 
 # Arguments that change speed, not answers: runs that differ in these alone belong together.
 _SPEED = frozenset({"batch_size", "device", "max_batch_size"})
@@ -64,14 +64,18 @@ class Run:
         """True for the baseline."""
         return str(self.settings.get("method", "fsr")).lower() == "none"
 
-    @property
-    def label(self) -> str:
-        """Method and what was set of it."""
+    def label(self, shown: Collection[str]) -> str:
+        """Method and, of what was set, the names in `shown`."""
         method = str(self.settings.get("method", "fsr")).lower()
-        if self.unpruned:
-            return "unpruned"
-        rest = [f"{k}={v}" for k, v in sorted(self.settings.items()) if k not in ("pretrained", "method")]
-        return f"{method} ({', '.join(rest)})" if rest else method
+        name = "unpruned" if self.unpruned else method
+        rest = [f"{k}={v}" for k, v in sorted(self.settings.items()) if k in shown and k != "method"]
+        return f"{name} ({', '.join(rest)})" if rest else name
+
+
+def differing(runs: Sequence[Run]) -> set[str]:
+    """Names of settings that tell the runs apart, and always the budget."""
+    names = {name for run in runs for name in run.settings}
+    return {n for n in names if len({str(run.settings.get(n)) for run in runs}) > 1} | {"keep"}
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -96,7 +100,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
             if task not in data["n-samples"]:  # a group: its members are there too
                 continue
             if task in run.tasks:
-                raise UsageError(f"{file} has {task} of {run.label}, and so has another file: give one of them.")
+                raise UsageError(
+                    f"{file} has {task} of {run.label(settings)}, and so has another file: give one of them."
+                )
             samples = file.with_name(f"{file.name[: -len(_RESULTS)]}_samples_{task}.jsonl")
             run.tasks[task] = TaskResult(
                 {k.partition(",")[0]: float(v) for k, v in metrics.items() if isinstance(v, int | float)},

@@ -10,7 +10,7 @@ import numpy as np
 
 from fsr.errors import UsageError
 from fsr.evaluation.column_scores import KINDS, ColumnScore, column_score
-from fsr.evaluation.lmms_results import Run
+from fsr.evaluation.lmms_results import Run, differing
 from fsr.evaluation.published import SMALL, PaperTable, averages, comparable
 from fsr.evaluation.statistics import mean_of_ratios, ratio_of_means
 from fsr.evaluation.tables import markdown
@@ -23,9 +23,10 @@ NO_BUDGET = math.inf  # results of a model that is not ours: their tokens are no
 
 @dataclass(frozen=True)
 class Measured:
-    """A run and its columns of one table."""
+    """A run, what it is called, and its columns of one table."""
 
     run: Run
+    label: str
     columns: Mapping[str, ColumnScore]
 
     @property
@@ -47,7 +48,11 @@ def report(paper: PaperTable, runs: Sequence[Run]) -> str:
     Raises:
         UsageError: runs of several checkpoints, two unpruned ones, or none with a benchmark of this table.
     """
-    found = [Measured(run, {c: s for c in paper.columns if (s := column_score(run, c)) is not None}) for run in runs]
+    shown = differing(runs)
+    found = [
+        Measured(run, run.label(shown), {c: s for c in paper.columns if (s := column_score(run, c)) is not None})
+        for run in runs
+    ]
     measured = [m for m in found if m.columns]
     if runs and not measured:
         names = sorted({task for run in runs for task in run.tasks})
@@ -101,7 +106,7 @@ def _rows(paper: PaperTable, measured: Sequence[Measured], base: Measured | None
         cells = [f"**{m.scores[c]:.1f}**" if c in m.columns else "-" for c in paper.columns]
         made = _averages(paper, m.scores, base.scores if base else None)
         order = NO_BUDGET if budget == NO_BUDGET else falls * round(budget)
-        lines.append((order, 1, [f"**here: {m.run.label}**", shown, *cells, *made, ""]))
+        lines.append((order, 1, [f"**here: {m.label}**", shown, *cells, *made, ""]))
     return [head, *(line for _, _, line in sorted(lines, key=lambda line: line[:2]))]
 
 
@@ -115,7 +120,7 @@ def _intervals(paper: PaperTable, measured: Sequence[Measured], base: Measured |
     rows = [head]
     for m in measured:
         cells = [_cell(m.columns[c]) if c in m.columns else "-" for c in paper.columns]
-        rows.append([m.run.label, *cells, *_relative(m, base)])
+        rows.append([m.label, *cells, *_relative(m, base)])
     return rows
 
 
@@ -152,7 +157,7 @@ def _notes(measured: Sequence[Measured], base: Measured | None) -> list[str]:
     lines = []
     for m in measured:
         run = m.run
-        line = f"{run.label}: "
+        line = f"{m.label}: "
         if run.pictures:
             line += f"{run.kept / run.pictures:.1f} of {run.total / run.pictures:.1f} visual tokens per picture"
         else:

@@ -1,5 +1,5 @@
-"""Write the tasks of this package where `--include_path` of lmms-eval finds them, the embedded benchmark's rows beside
-them.
+"""Write the tasks of this package where `--include_path` of lmms-eval finds them; beside them the embedded benchmark's
+rows and the system prompt of LLaVA's protocol.
 
 The files that change one of lmms-eval's own tasks include it, so that data set names and prompts stay those of the
 installed release; the path of that release is filled in here.
@@ -35,7 +35,7 @@ def write_tasks(folder: Path, questions: QuestionSet) -> list[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(files("fsr.evaluation.tasks").iterdir(), key=lambda f: f.name):
-            if source.name.endswith("yaml"):
+            if source.name.endswith(("yaml", ".txt")):
                 text = source.read_text(encoding="utf-8").replace(_STANDS_FOR, own)
                 (folder / source.name).write_text(text, encoding="utf-8")
                 names.append(source.name)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -47,6 +48,8 @@ class Pruned(lmms):
         relevance, positions: as in `prune`.
         dtype: auto (as stored), float32, bfloat16 or float16.
         attn_implementation: handed to Transformers (sdpa, eager, flash_attention_2).
+        system_prompt: text, or a file with it, that stands as a system turn before every question (LLaVA's protocol:
+            `vicuna_v1.txt` of `fsr tasks`; the chat templates of llava-hf leave it out).
         five_tiles: LLaVA-NeXT at 672 x 672, 2880 tokens, as the papers run it.
         frames: frames of a clip, at equal distances.
         batch_size, device, max_batch_size: of lmms-eval's command line; the last is not used.
@@ -70,6 +73,7 @@ class Pruned(lmms):
         positions: str = "auto",
         dtype: str = "auto",
         attn_implementation: str | None = None,
+        system_prompt: str = "",
         five_tiles: bool = False,
         frames: int = 32,
         batch_size: int | str = 1,
@@ -84,11 +88,14 @@ class Pruned(lmms):
             raise UsageError(f"frames={frames!r}: give a whole number of at least 1.")
         if dtype not in DTYPES:
             raise UsageError(f"dtype={dtype!r} is unknown: use {', '.join(DTYPES)}.")
+        if system_prompt.endswith(".txt") and not Path(system_prompt).is_file():
+            raise UsageError(f"system_prompt={system_prompt!r} is no file: `fsr tasks FOLDER` writes vicuna_v1.txt.")
         unpruned = str(method).lower() == "none"
         if unpruned and options:
             raise UsageError(f"method=none takes no options, but {', '.join(sorted(options))} was given.")
         chosen = Whole() if unpruned else get(str(method).lower(), keep=keep_value(str(keep)), **options)
         self.batch_size, self.frames, self.five_tiles = int(batch_size), frames, five_tiles
+        self.system_prompt = self._resolve_system_prompt(system_prompt)
         self.accelerator = Accelerator()
         where = str(self.accelerator.device) if self.accelerator.num_processes > 1 else device
         number = None if dtype == "auto" else getattr(torch, dtype)
@@ -107,6 +114,7 @@ class Pruned(lmms):
                 "options": {} if unpruned else asdict(self.pruner.method),  # type: ignore[arg-type]
                 "relevance": relevance,
                 "positions": positions,
+                "system_prompt": self.system_prompt,
                 "five_tiles": five_tiles,
                 "frames": frames,
                 "batch_size": self.batch_size,
@@ -172,7 +180,10 @@ class Pruned(lmms):
         """One batch."""
         _, _, given, _, task, split = requests[0].args
         documents = self.task_dict[task][split]
-        chats = [chat_of(r.args[1](documents[r.args[3]]), self.frames) for r in requests]
+        messages = [
+            self._apply_system_prompt(list(r.args[1](documents[r.args[3]])), self.system_prompt) for r in requests
+        ]
+        chats = [chat_of(m, self.frames) for m in messages]
         inputs, prompts = batch_of(processor, chats, self.pooled_clips)
         inputs = to_device(inputs, self.model)
         arguments, until = generate_arguments(given)
