@@ -26,10 +26,14 @@ import tiny
 import torchvision_families
 from fsr import BudgetError, RelevanceError, UsageError
 from fsr.cli import main
+from fsr.evaluation.column_scores import column_score
 from fsr.evaluation.lmms import MODELS
 from fsr.evaluation.lmms.clips import read_clip
 from fsr.evaluation.lmms.model import Pruned, PrunedLlavaVideo, PrunedQwen2_5VL
 from fsr.evaluation.lmms_results import read_runs
+from fsr.evaluation.paper_report import report
+from fsr.evaluation.published import table
+from fsr.images import bundled_scene
 
 QUESTIONS = 80
 MINI = "pretrained=mini,device=cpu,keep=16"
@@ -46,12 +50,46 @@ def folder(tmp_path_factory):
     return folder
 
 
+def replica(folder, task, rows, split="test", bare=False):
+    """Give a task local rows in place of its data set; a row without a picture gets a green one. bare: the prompt is
+    the question alone, the only kind that `mini` was taught."""
+    from datasets import Dataset
+
+    file = folder / f"{task}.parquet"
+    picture = Image.new("RGB", (8, 8), "green")
+    Dataset.from_list([{"image": picture, **row} for row in rows]).to_parquet(str(file))
+    path = folder / f"{task}.yaml"
+    data = f"\ndataset_path: parquet\ndataset_name: null\ndataset_kwargs: {{data_files: {{{split}: {file}}}}}\n"
+    if bare:
+        data += "lmms_eval_specific_kwargs: {default: {pre_prompt: '', post_prompt: ''}}\n"
+    path.write_text(path.read_text() + f"{data}test_split: {split}\n")
+
+
+def about_scenes(folder):
+    """Rows for POPE, TextVQA and MME that `mini` can answer; half of the given answers are wrong."""
+    things = ["dog", "boat", "umbrella", "bicycle", "cat", "star"]
+    asked = [
+        {"image": bundled_scene(n), "question": f"is there a {thing} ?", "answer": ("yes", "no")[(i + n) % 2]}
+        for n in (1, 2, 3, 4)
+        for i, thing in enumerate(things)
+    ]
+    for k, part in enumerate(("adv", "pop", "random")):
+        replica(folder, f"fsr_pope_{part}", [{"question_id": i, **row} for i, row in enumerate(asked[k:])], bare=True)
+    read = [{**row, "question": f" {row['question']}", "answers": ["yes"] * 2 + ["no"] * 8} for row in asked]
+    replica(folder, "fsr_textvqa", [{"question_id": i, **row} for i, row in enumerate(read)], "validation", bare=True)
+    kinds = ["color", "color", "OCR", "code_reasoning"]
+    pairs = [{"question_id": f"p{i // 2}", "category": kinds[i // 2 % 4], **row} for i, row in enumerate(asked)]
+    replica(folder, "fsr_mme", pairs, bare=True)
+
+
 @pytest.fixture(scope="module")
-def output(folder, tmp_path_factory):
-    """One run of the command line, as docs/evaluation.md writes it."""
-    out = tmp_path_factory.mktemp("out")
-    command = f"-m lmms_eval --model fsr --model_args {MINI},method=fsr --tasks fsr_mini --include_path {folder}"
-    command += f" --batch_size 16 --output_path {out} --log_samples"
+def output(tmp_path_factory):
+    """One run of the command line, as docs/evaluation.md writes it: the embedded benchmark and three of the papers'."""
+    folder, out = tmp_path_factory.mktemp("asked"), tmp_path_factory.mktemp("out")
+    assert main(["tasks", str(folder), "--questions", str(QUESTIONS)]) == 0
+    about_scenes(folder)
+    command = f"-m lmms_eval --model fsr --model_args {MINI},method=fsr --include_path {folder} --output_path {out}"
+    command += " --tasks fsr_mini,fsr_pope,fsr_textvqa,fsr_mme --batch_size 16 --log_samples --verbosity DEBUG"
     done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "|fsr_mini" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
     return out
@@ -88,17 +126,34 @@ def test_mini_scores_what_compare_says(output, tmp_path):
 
 def test_what_a_run_leaves(output):
     (run,) = read_runs([output])
-    assert (run.total / run.pictures, run.kept / run.pictures, run.pictures) == (144, 16, QUESTIONS)
+    assert (run.total / run.pictures, run.kept / run.pictures) == (144, 16) and run.pictures > QUESTIONS
     assert not run.partial and run.label({"keep"}) == "fsr (keep=16)"
     (record,) = (json.loads(file.read_text()) for file in output.glob("*_fsr_run_0.json"))
     assert record["method"] == "fsr" and record["options"]["keep"] == 16 and record["options"]["alpha"] == 3.0
     assert {"fsr", "lmms_eval", "torch", "transformers"} <= set(record["versions"])
     task = record["tasks"]["fsr_mini"]
+    assert task["questions"] == task["pictures"] == QUESTIONS
     assert task["kept_histogram"] == {"16": QUESTIONS} and "<image>" in task["first_prompt"]
     samples = run.tasks["fsr_mini"].samples.read_text().splitlines()
     counts = json.loads(samples[0])["token_counts"][0]
     assert (counts["visual_tokens"], counts["visual_tokens_kept"], counts["pictures"]) == (144, 16, 1)
     assert counts["input_tokens"] > 144 and 1 <= counts["output_tokens"] <= 4
+
+
+def test_tables_read_what_was_saved(output):
+    """Scores made anew from the logged answers must equal lmms-eval's own aggregations, or `column_score` raises."""
+    (run,) = read_runs([output])
+    for column, task, metric, scale in (
+        ("POPE", "fsr_pope_adv", "pope_f1_score", 100),
+        ("TextVQA", "fsr_textvqa", "exact_match", 100),
+        ("MME", "fsr_mme", "mme_score", 1),
+    ):
+        score = column_score(run, column)
+        assert score.kind == "bootstrap" and score.low < score.value < score.high, column
+        if column != "POPE":  # which is a mean of three
+            assert score.value == pytest.approx(scale * run.tasks[task].metrics[metric])
+    text = report(table(1), [run])
+    assert "**here: fsr (keep=16)** | 16.0 |" in text and "POPE answered yes to" in text
 
 
 def test_a_batch_answers_as_one_by_one(folder):
@@ -183,8 +238,6 @@ def mini():
 
 
 def test_answers_keep_the_order_of_the_requests(mini):
-    from fsr.images import bundled_scene
-
     asked = ["is there a dog ?", "what color is the dog ?", "what is the background ?", "is there a boat ?"]
     messages = [user(image(bundled_scene(1 + i % 2)), text) for i, text in enumerate(asked)]
     long, short = {"max_new_tokens": 4}, {"max_new_tokens": 1, "temperature": 0, "top_p": 1.0}
@@ -196,8 +249,6 @@ def test_answers_keep_the_order_of_the_requests(mini):
 
 
 def test_questions_are_the_last_user_turn(mini, monkeypatch):
-    from fsr.images import bundled_scene
-
     seen = []
     generate = type(mini.pruner)._generate
     monkeypatch.setattr(
@@ -345,18 +396,6 @@ class Said(lmms):
         raise NotImplementedError
 
     generate_until_multi_round = loglikelihood
-
-
-def replica(folder, task, rows, split="test"):
-    """Give a task local rows (with a picture each) in place of its data set."""
-    from datasets import Dataset
-
-    file = folder / f"{task}.parquet"
-    picture = Image.new("RGB", (8, 8), "green")
-    Dataset.from_list([{"image": picture, **row} for row in rows]).to_parquet(str(file))
-    path = folder / f"{task}.yaml"
-    data = f"\ndataset_path: parquet\ndataset_name: null\ndataset_kwargs: {{data_files: {{{split}: {file}}}}}\n"
-    path.write_text(path.read_text() + f"{data}test_split: {split}\n")
 
 
 def test_pope_is_the_mean_of_three_f1_with_the_answers_yes_ratio(folder):
