@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ import tiny
 import torchvision_families
 from fsr import BudgetError, RelevanceError, UsageError
 from fsr.cli import main
+from fsr.evaluation.benchmarks import COLUMNS, MLVU
 from fsr.evaluation.column_scores import column_score
 from fsr.evaluation.lmms import MODELS
 from fsr.evaluation.lmms.clips import read_clip
@@ -452,3 +454,28 @@ def test_mme_adds_perception_and_cognition(folder):
     assert found["mme_perception_score,none"] == pytest.approx(125 + 200)
     assert found["mme_cognition_score,none"] == pytest.approx(200)
     assert found["mme_score,none"] == pytest.approx(525)
+
+
+@pytest.mark.parametrize(
+    "task, aggregation, column",
+    [
+        ("mvbench", "mvbench_aggregate_results", "MVBench_test"),
+        ("mlvu", "mlvu_aggregate_results_test", "MLVU_test"),
+        ("mmworld", "mmworld_aggregate_results", "MMWorld_test"),
+        ("videomme", "videomme_aggregate_results", "VideoMME_all_wo"),
+    ],
+)
+def test_rules_of_the_video_columns_are_lmms_evals(task, aggregation, column):
+    utils = import_module(f"lmms_eval.tasks.{task}.utils")
+    same = {"discipline": "Business"}  # what the aggregations want to be told of each question
+    if task == "videomme":
+        same = {"duration": utils.VIDEO_TYPE[0], "category": utils.CATEGORIES[0]}
+        same |= {"sub_category": utils.SUB_CATEGORIES[0], "task_category": utils.TASK_CATEGORIES[0]}
+    rng, rows = np.random.default_rng(0), []
+    for i in range(60):
+        said, truth = str(rng.choice(["A", "B", ""])), str(rng.choice(["A", "B"]))
+        row = {"pred_answer": said, "answer": truth, "task_type": MLVU[i % 9], **same}
+        rows.append(row if task in ("mlvu", "mmworld") else {**row, "score": float(said == truth)})
+    rule = COLUMNS[column][0].rule
+    score = rule.score(rule.table(rows)[0].mean(0, keepdims=True))[0]
+    assert score == pytest.approx(getattr(utils, aggregation)(rows)) and 0 < score < 100

@@ -13,7 +13,7 @@ import numpy as np
 
 from fsr.errors import UsageError
 
-__all__ = ["COLUMNS", "MVBENCH", "Rule", "Source"]
+__all__ = ["COLUMNS", "MLVU", "MVBENCH", "Rule", "Source"]
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,8 @@ def _f1(means: np.ndarray) -> np.ndarray:
     return 200 * true / np.maximum(2 * true + wrong + missed, 1e-12)
 
 
-def _groups(values: Sequence[float], groups: Sequence[str]) -> np.ndarray:
+def _groups(values: Sequence[float], groups: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """[n, 2 * G]: a value in its group's column, and 1 in the column that counts the group."""
-    names = sorted(set(groups))
     member = np.array([[g == name for name in names] for g in groups], dtype=float)
     return np.concatenate([member * np.array(values)[:, None], member], axis=1)
 
@@ -86,13 +85,18 @@ def _pictures(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     for v in values:
         pairs.setdefault((v["category"], str(v["question_id"])), []).append(float(v["score"]))
     points = [100 * (sum(scores) / len(scores) + (sum(scores) == len(scores))) for scores in pairs.values()]
-    return _groups(points, [category for category, _ in pairs]), np.arange(len(pairs))
+    categories = [category for category, _ in pairs]
+    return _groups(points, categories, sorted(set(categories))), np.arange(len(pairs))
 
 
 def _types(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    return _groups([100 * right(v) for v in values], [v["task_type"] for v in values]), np.arange(len(values))
+    """MLVU is the mean over its nine types of questions."""
+    return _groups([100 * right(v) for v in values], [v["task_type"] for v in values], MLVU), np.arange(len(values))
 
 
+MLVU = (
+    "anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sportsQA", "topic_reasoning", "tutorialQA",
+)  # fmt: skip
 MEAN = Rule(_each, lambda means: 100 * means[:, 0], share=True)
 ANSWERED = Rule(_answered, lambda means: 100 * means[:, 0], share=True)
 F1 = Rule(_confusion, _f1)
