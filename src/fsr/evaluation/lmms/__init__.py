@@ -10,21 +10,21 @@ from typing import Any
 
 __all__ = ["MODELS", "manifests"]
 
-# Model id -> class in `fsr.evaluation.lmms.model`.
+# Model id -> module and class below this package.
 MODELS = {
-    "fsr": "Pruned",
-    "fsr_llava": "PrunedLlava",
-    "fsr_llava_next": "PrunedLlavaNext",
-    "fsr_llava_next_video": "PrunedLlavaNextVideo",
-    "fsr_llava_onevision": "PrunedLlavaOnevision",
-    "fsr_llava_video": "PrunedLlavaVideo",
-    "fsr_qwen2_vl": "PrunedQwen2VL",
-    "fsr_qwen2_5_vl": "PrunedQwen2_5VL",
-    "fsr_qwen3_vl": "PrunedQwen3VL",
-    "fsr_internvl": "PrunedInternVL",
-    "fsr_gemma3": "PrunedGemma3",
-    "fsr_smolvlm": "PrunedSmolVLM",
-    "fsr_idefics3": "PrunedIdefics3",
+    "fsr": "model.Pruned",
+    "fsr_llava": "families.PrunedLlava",
+    "fsr_llava_next": "families.PrunedLlavaNext",
+    "fsr_llava_next_video": "families.PrunedLlavaNextVideo",
+    "fsr_llava_onevision": "families.PrunedLlavaOnevision",
+    "fsr_llava_video": "families.PrunedLlavaVideo",
+    "fsr_qwen2_vl": "families.PrunedQwen2VL",
+    "fsr_qwen2_5_vl": "families.PrunedQwen2_5VL",
+    "fsr_qwen3_vl": "families.PrunedQwen3VL",
+    "fsr_internvl": "families.PrunedInternVL",
+    "fsr_gemma3": "families.PrunedGemma3",
+    "fsr_smolvlm": "families.PrunedSmolVLM",
+    "fsr_idefics3": "families.PrunedIdefics3",
 }
 
 
@@ -32,5 +32,4 @@ def manifests() -> list[Any]:
     """One `ModelManifest` per id; the classes are imported when lmms-eval builds one of them."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    place = "fsr.evaluation.lmms.model"
-    return [ModelManifest(model_id=name, chat_class_path=f"{place}.{cls}") for name, cls in MODELS.items()]
+    return [ModelManifest(model_id=name, chat_class_path=f"{__name__}.{cls}") for name, cls in MODELS.items()]

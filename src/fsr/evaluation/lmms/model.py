@@ -52,7 +52,8 @@ class Pruned(lmms):
             `vicuna_v1.txt` of `fsr tasks`; the chat templates of llava-hf leave it out).
         five_tiles: LLaVA-NeXT at 672 x 672, 2880 tokens, as the papers run it.
         frames: frames of a clip, at equal distances.
-        batch_size, device, max_batch_size: of lmms-eval's command line; the last is not used.
+        batch_size, device, max_batch_size: of lmms-eval's command line. Of several processes each takes the device that
+            Accelerate gives it; the last argument is not used.
         options: options of the method (`per=tile`, `alpha=2`).
 
     The question that relevance is computed for is the text of the last user turn, as the task wrote it.
@@ -208,75 +209,3 @@ def length(new: Sequence[int], ends: int | Sequence[int] | None) -> int:
 def family_of(model: Any) -> str:
     """`config.model_type`, with LLaVA-Video (which runs on the classes of LLaVA-OneVision) told apart."""
     return "llava_video" if getattr(model.config, "llava_video_pool", None) else str(model.config.model_type)
-
-
-class PrunedLlava(Pruned):
-    """LLaVA-1.5."""
-
-    family = ("llava",)
-
-
-class PrunedLlavaNext(Pruned):
-    """LLaVA-NeXT."""
-
-    family = ("llava_next",)
-
-
-class PrunedLlavaNextVideo(Pruned):
-    """LLaVA-NeXT-Video."""
-
-    family = ("llava_next_video",)
-
-
-class PrunedLlavaOnevision(Pruned):
-    """LLaVA-OneVision."""
-
-    family = ("llava_onevision",)
-
-
-class PrunedLlavaVideo(Pruned):
-    """LLaVA-Video, converted by `fsr.adapters.llava_video_convert`."""
-
-    family = ("llava_video",)
-
-
-class PrunedQwen2VL(Pruned):
-    """Qwen2-VL."""
-
-    family = ("qwen2_vl",)
-
-
-class PrunedQwen2_5VL(Pruned):
-    """Qwen2.5-VL."""
-
-    family = ("qwen2_5_vl",)
-
-
-class PrunedQwen3VL(Pruned):
-    """Qwen3-VL."""
-
-    family = ("qwen3_vl", "qwen3_vl_moe")
-
-
-class PrunedInternVL(Pruned):
-    """InternVL."""
-
-    family = ("internvl",)
-
-
-class PrunedGemma3(Pruned):
-    """Gemma 3."""
-
-    family = ("gemma3",)
-
-
-class PrunedSmolVLM(Pruned):
-    """SmolVLM."""
-
-    family = ("smolvlm",)
-
-
-class PrunedIdefics3(Pruned):
-    """Idefics3."""
-
-    family = ("idefics3",)
