@@ -1,7 +1,7 @@
 """Models for lmms-eval (extra `eval`), which finds them by the entry point group `lmms_eval.models`.
 
 `fsr` is any family that has an adapter; the other ids are the same model and refuse a checkpoint of another family.
-Importing this module imports nothing of lmms-eval, torch or Transformers.
+Importing this module imports nothing of lmms-eval, and no model class before one is asked for.
 """
 
 from __future__ import annotations
