@@ -29,9 +29,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load(
+    name: str = "mini", device: str = "auto", dtype: torch.dtype | None = None, attention: str | None = None
+) -> tuple[Any, Any]:
     """(model, processor), in evaluation mode on the device. dtype: float32 for `mini`, as stored for others, unless
-    given.
+    given. attention: Transformers' `attn_implementation`, its own choice unless given.
 
     Raises:
         UsageError: no such embedded model, no such folder, or the hub cannot be reached.
@@ -45,7 +47,7 @@ def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = N
                 raise UsageError(f"the weights of {name!r} are not in this installation: run `fsr train`.")
             with without_progress_bars():  # ten megabytes load in a blink
                 model = AutoModelForImageTextToText.from_pretrained(
-                    folder, dtype=dtype or torch.float32, local_files_only=True
+                    folder, dtype=dtype or torch.float32, attn_implementation=attention, local_files_only=True
                 )
                 processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         return model.eval().to(where), processor
@@ -55,7 +57,7 @@ def load(name: str = "mini", device: str = "auto", dtype: torch.dtype | None = N
             f"no model {name!r}: give {', '.join(EMBEDDED)}, a folder with a saved model, or a hub id like owner/name."
         )
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto")
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto", attn_implementation=attention)
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = " ".join(str(error).split())[:300]

@@ -24,6 +24,8 @@ COMMANDS = {
     "demo": "the report alive, in a browser",
     "methods": "list the pruning methods",
     "profile": "where the time goes: measured by stage, or counted from a config",
+    "tables": "results of lmms-eval beside the paper's Tables 1 to 6",
+    "tasks": "write the task files for lmms-eval, the embedded benchmark among them",
     "train": "train the embedded model",
     "view": "show what was kept and why: one HTML file, a PNG, the paper's figures",
 }
