@@ -1,9 +1,9 @@
 """`fsr batch`: many pictures and questions through a pool of workers, over Ray Data; answers as a folder of Parquet.
 
-- **A row** is known by its id (see `batch_inputs`), **a batch** by the ids of its rows. The worker that answered a batch
-  writes it as one Parquet part itself, atomically, under a name made from those ids (see `batch_results`).
-- **A worker that dies** is started again by Ray, and its unfinished batch is asked again. A batch whose part is there is
-  not. A batch that kills its worker `RETRIES` times more stops the job.
+- **A row** is known by its id (see `batch_inputs`), **a batch** by the ids of its rows. The worker that answered a
+  batch writes it as one Parquet part itself, atomically, under a name made from those ids (see `batch_results`).
+- **A worker that dies** is started again by Ray, and its unfinished batch is asked again; one whose part is there is
+  not. A batch that was given up by `RETRIES` more dying workers stops the job.
 - **A run that was stopped**, at any moment and by anything, is continued by the same command: it reads the ids of all
   parts and asks only the other rows. Other settings, or another input, are refused. Rows may be added to an input.
 - **At the end** the parts are read again and compared with the input: every row once, or an error.
@@ -19,8 +19,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from time import time
 from typing import Any
@@ -108,7 +111,7 @@ def batch(
     missing = len(rows) - len(check_answered(job.out, rows))
     if missing:
         raise UsageError(
-            f"{missing} answers are not in {str(job.out)!r}: it must be on storage that all machines of the cluster share."
+            f"{missing} answers are not in {str(job.out)!r}: give --out a folder on storage that all machines share."
         )
     sweep(job.out)
     found = read_parts(job.out, ("error", "tokens_before", "tokens_after"))
@@ -129,25 +132,29 @@ def batch(
 @contextmanager
 def _ray(address: str | None, workers: int) -> Iterator[Any]:
     """Ray, quiet, on this machine or connected to a cluster; our connection ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at import; nothing is reported to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported; nothing is reported to anybody
     local: dict[str, Any] = {}
     if address is None:
-        # Else Ray leaves a token in the home folder. Only this machine can reach a Ray on the loopback interface.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        # Ray listens on all interfaces and runs what it is sent: only with the word of this very run. Given this way it
+        # is not written to the home folder, as Ray's own would be.
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         # CPUs are tickets here, not cores. With one per worker and none left, Ray Data waits for ever.
-        local |= {"num_cpus": workers + 2}
+        local = {"num_cpus": workers + 2, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     import ray
 
-    try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"Ray does not start or answer at {address or 'this machine'}: {reason}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints what happened to its workers
+        try:
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"Ray does not answer at {address or 'this machine'} ({reason}): see --address."
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _gpus(ray: Any, device: str, workers: int) -> int:
@@ -171,15 +178,19 @@ def _ask(ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpu
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [{"rows": json.dumps([asdict(row) for row in rows])} for rows in batches]
-    asked = data.from_items(items, override_num_blocks=len(items)).map(
-        Worker,
-        fn_constructor_args=(job,),
-        compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=IN_FLIGHT),
-        num_cpus=1,
-        num_gpus=gpus,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # `max_task_retries` goes in Ray 2.64 (hence the bound of the extra); without it a batch that kills its worker
+        # would be tried for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asked = data.from_items(items, override_num_blocks=len(items)).map(
+            Worker,
+            fn_constructor_args=(job,),
+            compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )
     try:
         yield from asked.iter_rows()
     except ray.exceptions.RayError as error:

@@ -2,7 +2,7 @@
 
 - **Folder**: every picture in it and below it, in the order of their paths; all get the one question of `--question`.
 - **JSONL**: an object per line with `image` (a path, relative to the file's own folder), `question` and perhaps `id`.
-- **Parquet**: columns of the same names; `image` holds paths, the bytes of picture files, or `datasets`' struct of both.
+- **Parquet**: columns of these names; `image` holds paths, the bytes of picture files, or `datasets`' struct of both.
 
 An id is the one given, else a hash of picture and question with `-2`, `-3`, ... on repetitions: it does not depend on
 what else the input holds. Two rows with the same given id are an error; a question that is there twice is answered

@@ -92,7 +92,7 @@ class Worker:
             except FSRError as error:
                 replies[row.id] = Reply(error=str(error))
         replies |= self.apart(ready)
-        same = {"method": " | ".join(m.name for m in self.job.methods), "keep": self.job.keep}
+        same: dict[str, Any] = {"method": " | ".join(m.name for m in self.job.methods), "keep": self.job.keep}
         same |= {"seconds": (perf_counter() - began) / len(rows)}
         return [
             {"id": row.id, "image": row.image, "question": row.question, **vars(replies[row.id]), **same}
