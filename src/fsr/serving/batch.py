@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fsr.errors import FSRError, UsageError
+from fsr.errors import UsageError
 from fsr.serving.batch_inputs import Row, cut, read_rows
 from fsr.serving.batch_job import Job
 from fsr.serving.batch_results import check_answered, read_parts, sweep
@@ -175,8 +175,7 @@ def _ask(ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpu
 
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error it raises, too
     items = [{"rows": json.dumps([asdict(row) for row in rows])} for rows in batches]
     with warnings.catch_warnings():
         # `max_task_retries` goes in Ray 2.64 (hence the bound of the extra); without it a batch that kills its worker
@@ -192,11 +191,11 @@ def _ask(ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpu
             max_task_retries=RETRIES,
         )
     try:
-        yield from asked.iter_rows()
+        for said in asked.iter_rows():
+            if said["refused"]:
+                raise UsageError(said["refused"])
+            yield said
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, FSRError):
-            raise cause from None
         error.add_note(f"Finished batches are in {job.out}: the same command goes on from there.")
         raise
 

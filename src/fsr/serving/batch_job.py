@@ -1,7 +1,8 @@
 """What all rows of one `fsr batch` have in common, and the file beside the answers that remembers it.
 
-A folder of answers belongs to one job: the settings that decide an answer are written before the first one, and a run
-with others is refused. What decides only how fast it goes (workers, batch size, device, cluster) may change.
+A folder of answers belongs to one job: the settings that decide an answer are written before the first one, and from
+then on a run with others is refused. What only decides how fast it goes (workers, batch size, device, cluster) may
+change.
 """
 
 from __future__ import annotations
@@ -62,34 +63,38 @@ class Job:
         values = {
             "fsr": fsr.__version__,
             "model": self.model,
-            "methods": [{"name": m.name, **asdict(m)} for m in self.methods],
+            "method": " | ".join(m.name for m in self.methods),
             "relevance": self.relevance,
             "max_new_tokens": self.max_new_tokens,
         }
+        for i, m in enumerate(self.methods):
+            values |= {f"{m.name}{i or ''}.{option}": value for option, value in asdict(m).items()}
         return dict(json.loads(json.dumps(values)))
 
     def check(self) -> None:
-        """Is `out` free, or the folder of this very job?
+        """Is `out` free, or the folder of this very job? Settings without an answer beside them bind nobody.
 
         Raises:
-            UsageError: it is no folder, holds other files, or was begun with other settings.
+            UsageError: it is no folder, holds other files, or answers of other settings.
         """
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"--out {str(self.out)!r} is a file: give a folder for the answers.")
-        file = self.out / SETTINGS
-        if not file.exists():
-            if self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir()):
-                raise UsageError(f"{str(self.out)!r} holds other files: give --out a folder of its own.")
+        names = [p.name for p in self.out.iterdir() if p.name[0] != "."] if self.out.is_dir() else []
+        if not set(names) - {SETTINGS}:
             return
+        if SETTINGS not in names:
+            raise UsageError(f"{str(self.out)!r} holds other files: give --out a folder of its own.")
+        file = self.out / SETTINGS
         try:
             there = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, OSError) as error:
             raise UsageError(f"{file} cannot be read ({error}): give another --out.") from error
         now = self.settings
-        other = [f"{k} {there.get(k)} there, {now.get(k)} now" for k in {**now, **there} if there.get(k) != now.get(k)]
-        if other:
+        if there != now:
+            # Of another method the options say nothing.
+            shared = [f"{k} {there[k]} there, {now[k]} now" for k in now if k in there and there[k] != now[k]]
             raise UsageError(
-                f"{str(self.out)!r} was begun with other settings ({'; '.join(other)}): "
+                f"{str(self.out)!r} was begun with other settings ({'; '.join(shared) or 'other options'}): "
                 "repeat those, or give another --out."
             )
 

@@ -45,16 +45,16 @@ class Reply:
 
 
 class Worker:
-    """Callable for Ray: `{"rows": JSON}` in, `{"rows": count, "began": s, "ended": s}` out; answers go to the disk.
+    """Callable for Ray: `{"rows": JSON}` in, `{"rows": count, "began": s, "ended": s, "refused": text}` out.
 
-    The method is tried on the bundled scene at once, so that what does not fit the model shows before the first row.
-    Ray hands errors of calls over as they are, those of constructors only as text: ours are kept for the first call.
+    Answers go to the disk. The method is tried on the bundled scene at once, so that what does not fit the model shows
+    before the first row; it is said in answer to the first call, because Ray buries an exception in its own.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.pictures = Pictures(job.source)
-        self.refusal: FSRError | None = None
+        self.refused = ""
         try:
             if not (job.out / SETTINGS).is_file():
                 raise UsageError(
@@ -63,20 +63,16 @@ class Worker:
             self.model, self.processor = load(job.model, job.device)
             self.pruned = prune(self.model, job.method, processor=self.processor, relevance=job.relevance).apply()
             self.together([bundled_scene()], ["what is this?"])
-        except FSRError as error:
-            self.refusal = error
-        except _RowError as error:
-            self.refusal = UsageError(f"the processor of {job.model!r} makes no prompt of the bundled scene: {error}")
+        except (FSRError, _RowError) as error:
+            self.refused = str(error)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Answer and write a batch. A part that is there was written by a worker that died before it could say so."""
-        if self.refusal is not None:
-            raise self.refusal
         rows = [Row(**row) for row in json.loads(batch["rows"])]
         began, file = time(), part_file(self.job.out, rows)
-        if not file.exists():
+        if not self.refused and not file.exists():
             write_part(file, self.answers(rows))
-        return {"rows": len(rows), "began": began, "ended": time()}
+        return {"rows": len(rows), "began": began, "ended": time(), "refused": self.refused}
 
     def answers(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """One record of `SCHEMA` per row, in their order."""
