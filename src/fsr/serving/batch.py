@@ -23,7 +23,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from time import time
 from typing import Any
@@ -102,11 +102,7 @@ def batch(
             tqdm(total=len(rows), initial=len(done), unit="row", disable=not progress) as bar,
         ):
             gpus = _gpus(ray, job.device, workers)
-            ran = replace(job, device="cuda" if gpus else "cpu")
-            spans = []
-            for span in _ask(ray, ran, batches, workers, gpus):
-                spans.append((span["began"], span["ended"]))
-                bar.update(span["rows"])
+            spans = _ask(ray, replace(job, device="cuda" if gpus else "cpu"), batches, workers, gpus, bar)
         first, last = min(s[0] for s in spans), max(s[1] for s in spans)
     missing = len(rows) - len(check_answered(job.out, rows))
     if missing:
@@ -132,12 +128,15 @@ def batch(
 @contextmanager
 def _ray(address: str | None, workers: int) -> Iterator[Any]:
     """Ray, quiet, on this machine or connected to a cluster; our connection ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported; nothing is reported to anybody
+    # Ray reads all of this when it is imported. Nothing is reported to anybody; a thread of Ray Data that outlives its
+    # run must not start another Ray.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     local: dict[str, Any] = {}
     if address is None:
-        # Ray listens on all interfaces and runs what it is sent: only with the word of this very run. Given this way it
-        # is not written to the home folder, as Ray's own would be.
-        if "RAY_AUTH_MODE" not in os.environ:
+        # Ray listens on all interfaces and runs what it is sent: only with the word of this very run, then. Given this
+        # way it is not written to the home folder, as Ray's own would be.
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         # CPUs are tickets here, not cores. With one per worker and none left, Ray Data waits for ever.
         local = {"num_cpus": workers + 2, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
@@ -169,8 +168,10 @@ def _gpus(ray: Any, device: str, workers: int) -> int:
     return gpus
 
 
-def _ask(ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
-    """What the workers say, batch by batch, as they finish."""
+def _ask(
+    ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpus: int, bar: tqdm
+) -> list[tuple[float, float]]:
+    """When each batch was begun and ended, in the workers' time."""
     import ray.data as data
 
     context = data.DataContext.get_current()
@@ -190,14 +191,19 @@ def _ask(ray: Any, job: Job, batches: Sequence[Sequence[Row]], workers: int, gpu
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
+    spans = []
     try:
-        for said in asked.iter_rows():
-            if said["refused"]:
-                raise UsageError(said["refused"])
-            yield said
+        # Closed before Ray ends: else a thread of Ray Data goes on asking for it.
+        with closing(iter(asked.iter_rows())) as replies:
+            for said in replies:
+                if said["refused"]:
+                    raise UsageError(said["refused"])
+                spans.append((said["began"], said["ended"]))
+                bar.update(said["rows"])
     except ray.exceptions.RayError as error:
         error.add_note(f"Finished batches are in {job.out}: the same command goes on from there.")
         raise
+    return spans
 
 
 def _mean(values: Sequence[int | None]) -> float | None:

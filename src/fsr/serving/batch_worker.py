@@ -114,8 +114,11 @@ class Worker:
         """One call of the model's own `generate`, prompts padded on the left."""
         try:
             made = chat_batch(self.processor, pictures, questions)
-        except (ValueError, IndexError) as error:  # too narrow a picture, or a question with the picture's placeholder
-            raise _RowError(" ".join(str(error).split())[:300]) from error
+        except Exception as error:
+            # A picture too narrow, the picture's own placeholder in a question: processors raise anything then. That
+            # this one works at all, the bundled scene has shown.
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise _RowError(f"the model's processor refuses this picture or question ({reason}).") from error
         inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in made.items()}
         with torch.inference_mode():
             out = self.model.generate(
