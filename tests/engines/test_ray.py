@@ -188,6 +188,9 @@ def test_what_the_model_or_the_cluster_cannot_do_stops_before_the_first_row(aske
     assert "3 workers need 3 CPUs, Ray has 2" in capsys.readouterr().err
     assert main([*words, "--device", "cuda"]) == 2
     assert "1 workers need 1 GPUs, Ray has 0" in capsys.readouterr().err
+    for address, hint in (("127.0.0.1:9", "no Ray at"), ("ray://127.0.0.1:9", "host:port"), ("nonsense", "host:port")):
+        assert main([*words[:-1], address]) == 2
+        assert hint in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == [SETTINGS]
 
 
@@ -220,6 +223,14 @@ def test_a_row_that_the_processor_or_the_method_refuses_harms_no_other(worker, e
     rows[1] = Row("nan", "0000.png", "what ?")
     said = {r["id"]: r for r in worker.answers(rows)}
     assert "NaN" in said["nan"]["error"] and said["q2"]["answer"] == expected["q2"][0]
+
+
+def test_tokens_after_are_those_of_the_last_layer(worker):
+    chain = replace(worker.job, method=get("fsr", keep=48) | get("fastv", keep=16, layer=2))
+    said = Worker(chain).answers(read_rows(chain.source)[1:4])
+    columns = ("method", "keep", "tokens_before", "tokens_after")
+    assert [tuple(s[c] for c in columns) for s in said] == [("fsr | fastv", "48 | 16", 144, 16)] * 3
+    assert all(s["answer"] and 0 < s["n_focus"] <= 24 for s in said)  # max_focus = 0.5 of 48
 
 
 def test_a_failing_model_is_no_row_error(worker, monkeypatch):

@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of an answer, at most")
     parser.add_argument("--batch-size", type=int, default=16, help="rows asked together and written as one part")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the workers")
-    parser.add_argument("--address", help="Ray cluster (ray://host:10001, host:6379, auto); without: this machine")
+    parser.add_argument("--address", help="of a running Ray cluster (host:6379, or auto); without: this machine")
 
 
 def run(args: argparse.Namespace) -> int:

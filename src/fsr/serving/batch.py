@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,8 @@ class Summary:
     """What the folder holds at the end, and how this run went.
 
     rows: of the input, all answered or with an error. failed: those with an error. earlier: answered by earlier runs.
-    seconds: from the first batch of this run to its last; starting: from the start of Ray to the first batch.
+    seconds: from the first batch of this run to its last; starting: from the start of Ray to the first batch (by the
+        clocks of the workers and of this machine).
     tokens_before, tokens_after: visual tokens per answered row, on average (None if every row failed).
     """
 
@@ -133,7 +135,9 @@ def _ray(address: str | None, workers: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     local: dict[str, Any] = {}
-    if address is None:
+    if address is not None:
+        _knock(address)
+    else:
         # Ray listens on all interfaces and runs what it is sent: only with the word of this very run, then. Given this
         # way it is not written to the home folder, as Ray's own would be.
         if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
@@ -147,13 +151,27 @@ def _ray(address: str | None, workers: int) -> Iterator[Any]:
             ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"Ray does not answer at {address or 'this machine'} ({reason}): see --address."
-            ) from error
+            where = f"at {address}" if address else "on this machine"
+            raise UsageError(f"Ray does not start or answer {where} ({reason}): see --address.") from error
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray tries for many minutes to reach a head node that is not there, and says nothing."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit() or "://" in address:
+        raise UsageError(f"--address {address!r}: give auto, or the head node as host:port (10.0.0.1:6379).")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray at {address} ({error}): start one there (ray start --head), or see --address."
+        ) from error
 
 
 def _gpus(ray: Any, device: str, workers: int) -> int:
