@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -16,7 +16,7 @@ from fsr.prepare import Report
 from fsr.pruner import prune
 from fsr.tokens import Selection
 
-__all__ = ["Answer", "answer", "chat_inputs"]
+__all__ = ["Answer", "answer", "chat_batch", "chat_inputs"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,30 @@ def chat_inputs(processor: Any, image: Image.Image, question: str) -> dict[str, 
     Raises:
         QuestionError: the question is empty. UsageError: the processor has no chat template.
     """
-    if not question.strip():
+    return chat_batch(processor, [image], [question])
+
+
+def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+    """The same for B pictures with a question each, padded on the left: `input_ids` [B, L] and so on."""
+    if not all(question.strip() for question in questions):
         raise QuestionError("the question is empty: write what you want to know about the picture.")
     if not getattr(processor, "chat_template", None):
         raise UsageError(
             "this model's processor has no chat template: set processor.chat_template, or use prune() with "
             "a prompt of your own."
         )
-    turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+    turns = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        for image, question in zip(images, questions)
+    ]
     return dict(
         processor.apply_chat_template(
-            turn, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            turns,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
         )
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fsr.errors import UsageError
 
-__all__ = ["MAX_PIXELS", "bundled_scene", "open_image"]
+__all__ = ["MAX_PIXELS", "bundled_scene", "decode_image", "open_image"]
 
 MAX_PIXELS = 50_000_000  # a 50-megapixel photograph is fine; a file that unpacks to more is refused before decoding
 
@@ -23,17 +24,30 @@ def open_image(path: str | Path) -> Image.Image:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UsageError(f"no file {str(path)!r}: give the path of a picture (PNG, JPEG, WebP, ...).")
+    return _opened(file, file.name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The picture in the bytes of a file; `name` is what errors call it.
+
+    Raises:
+        UsageError: not a picture, damaged, or more than `MAX_PIXELS`.
+    """
+    return _opened(BytesIO(data), name)
+
+
+def _opened(file: Path | BytesIO, name: str) -> Image.Image:
     try:
         with Image.open(file) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UsageError(
-                    f"{file.name} has {picture.width} x {picture.height} pixels: make it smaller than 50 megapixels."
+                    f"{name} has {picture.width} x {picture.height} pixels: make it smaller than 50 megapixels."
                 )
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{file.name} is not a readable picture ({' '.join(str(error).split())[:120]}).") from error
+        raise UsageError(f"{name} is not a readable picture ({' '.join(str(error).split())[:120]}).") from error
 
 
 def bundled_scene(number: int = 1) -> Image.Image:

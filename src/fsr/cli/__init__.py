@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "ablate": "what each choice inside Focus-Scan-Refine is worth, on the benchmark",
     "ask": "answer a question about a picture from K visual tokens",
+    "batch": "answer many questions with several workers, over Ray Data",
     "compare": "which method keeps the right answers, on the benchmark",
     "demo": "the report alive, in a browser",
     "methods": "list the pruning methods",
