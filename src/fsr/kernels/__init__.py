@@ -6,18 +6,22 @@
 | largest determinant (DPP MAP) | `dpp_map` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
 
-`reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists.
-`cpu` is the fast path for CPU tensors. Both read the same float32 similarities (`similarity`, one place for all
-methods) and break ties by the lowest index, so the indices are the same everywhere; only `farthest_tokens` makes its
-own cosines on the CPU, as few as it can (`lazy`), equal to the others up to the rounding of a dot product. Sums whose
-order differs between implementations (DPP, coverage) are taken in float64 and compared in float32: equal tokens stay
-equal.
+`reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists
+(MPS, XPU, CUDA without Triton). `cpu` is the fast path for CPU tensors, `gpu` the one for CUDA and ROCm tensors where
+Triton can be imported (it comes with torch's CUDA and ROCm builds for Linux). All read the same float32 similarities
+(`similarity`, one place for all methods) and break ties by the lowest index, so the indices are the same everywhere;
+only `farthest_tokens` makes its own cosines on the CPU, as few as it can (`lazy`), equal to the others up to the
+rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64 and
+compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
 """
 
 from __future__ import annotations
 
+import functools
+from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from fsr.kernels import cpu, reference
@@ -34,11 +38,24 @@ __all__ = [
     "farthest_points",
     "farthest_tokens",
     "matmul_each",
+    "triton_there",
 ]
 
 
-def _backend(like: Tensor) -> ModuleType:
-    return cpu if like.device.type == "cpu" else reference
+@functools.cache
+def triton_there() -> bool:
+    """Whether CUDA tensors take the Triton kernels."""
+    return find_spec("triton") is not None
+
+
+def _backend(device: torch.device) -> ModuleType:
+    if device.type == "cpu":
+        return cpu
+    if device.type == "cuda" and triton_there():
+        from fsr.kernels import gpu
+
+        return gpu
+    return reference
 
 
 def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
@@ -52,7 +69,7 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
         preset: long [B, K], K <= N; row numbers to take in the first steps, then -1 for every free step. The number of
             preset anchors may differ between images. Without any, the first free step takes token 0.
     """
-    return _backend(similarity).farthest_points(similarity, preset)
+    return _backend(similarity.device).farthest_points(similarity, preset)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
@@ -62,7 +79,7 @@ def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
         units: float32 [B, N, D], see `directions`.
         preset: as in `farthest_points`.
     """
-    return _backend(units).farthest_tokens(units, preset)
+    return _backend(units.device).farthest_tokens(units, preset)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
@@ -79,7 +96,7 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     Returns:
         long [B, k] in the order of choice.
     """
-    return _backend(similarity).dpp_map(similarity, quality, k)
+    return _backend(similarity.device).dpp_map(similarity, quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
@@ -94,4 +111,4 @@ def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
     Returns:
         long [B, k] in the order of choice.
     """
-    return _backend(similarity).coverage(similarity, weight, k)
+    return _backend(similarity.device).coverage(similarity, weight, k)
