@@ -10,12 +10,12 @@ import json
 import sys
 
 import torch
-from greedy_inputs import KINDS, same, small
 from triton import compile as build
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fsr.kernels import gpu, reference
+from greedy_inputs import KINDS, same, small
 
 CHIPS = (80, 90)
 POINTERS = {
