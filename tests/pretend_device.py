@@ -60,9 +60,12 @@ class PretendDevice(TorchDispatchMode):
         target = kwargs.get("device")
         goes = torch.device(target) == PLACE if target is not None else any(on_device)
         name = str(func)
+        # torch.tensor(..., device=...) is seen only here: it builds no real tensor on "meta".
+        made = [x for x in inside if x.device == PLACE and not isinstance(x, There)]
+        assert not made, f"{name} takes a tensor that was built from Python numbers and sent to the device"
         if any(on_device):
             self._watch(func, name, args, inside, goes)
-        elif (goes and inside) or any(x.device == PLACE for x in inside):  # the second: torch.tensor(..., device=...)
+        elif goes and inside:
             self.sent.append(name)
         if goes:
             self.ops.append(name)
