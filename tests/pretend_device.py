@@ -64,7 +64,7 @@ class PretendDevice(TorchDispatchMode):
         made = [x for x in inside if x.device == PLACE and not isinstance(x, There)]
         assert not made, f"{name} takes a tensor that was built from Python numbers and sent to the device"
         if any(on_device):
-            self._watch(func, name, args, inside, goes)
+            self._watch(func, name, inside, goes)
         elif goes and inside:
             self.sent.append(name)
         if goes:
@@ -81,14 +81,12 @@ class PretendDevice(TorchDispatchMode):
             lambda x: (known[id(x)] if id(x) in known else There(x)) if isinstance(x, torch.Tensor) else x, out
         )
 
-    def _watch(self, func, name, args, inside, goes):
-        strangers = [x for x in inside if not isinstance(x, There) and x.dim()]
-        if name.startswith("aten.index") or name.startswith("aten._index"):
+    def _watch(self, func, name, inside, goes):
+        by_data = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if name.startswith(("aten.index", "aten._index")):
             if any(x.dtype in (torch.bool, torch.uint8) for x in inside[1:]):
                 self.waits.append(f"{name} with a mask")
-        elif torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        elif by_data or not goes:
             self.waits.append(name)
-        if not goes or name == "aten._local_scalar_dense.default":
-            if name not in self.waits[-1:]:
-                self.waits.append(name)
+        strangers = [x for x in inside if not isinstance(x, There) and x.dim()]
         assert not strangers or "copy" in name, f"{name} mixes devices"
