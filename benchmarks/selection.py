@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from fsr.kernels import cosine, directions, dpp_map, farthest_tokens
+from fsr.kernels import directions, dpp_tokens, farthest_tokens
 from fsr.methods import FSR
 from fsr.tokens import VisualTokens
 
@@ -83,8 +83,8 @@ def scan_alone(features: torch.Tensor, k: int) -> object:
 
 
 def dpp_alone(features: torch.Tensor, quality: torch.Tensor, k: int) -> object:
-    """Cosines and DPP through the library."""
-    return dpp_map(cosine(features), quality, k)
+    """DPP through the library, [B, N, D]."""
+    return dpp_tokens(directions(features), quality, k)
 
 
 def main() -> None:

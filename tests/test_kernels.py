@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsr.kernels import cosine, cosine_rows, cpu, directions, farthest_tokens, lazy, reference
+from fsr.kernels import cosine, cosine_rows, cpu, directions, dpp_tokens, farthest_tokens, lazy, reference
+from fsr.kernels.similarity import settle
 from greedy_inputs import KINDS, anchors, number, same, small, tokens
 
 
@@ -64,6 +65,28 @@ def test_dpp_and_coverage(kind):
             fast, plain = getattr(cpu, name)(similarity, quality, k), getattr(reference, name)(similarity, quality, k)
             assert torch.equal(fast, plain), (name, kind, seed)
             assert all(len(set(row)) == k for row in fast.tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dpp_of_tokens(kind, monkeypatch):
+    """Without the matrix: the plain loop on the cosines that it takes, but on all of them."""
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    for seed in range(150):
+        x, preset = many(kind, seed)
+        n, k = x.shape[1], preset.shape[1]
+        quality = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))
+        if kind in ("constant", "exact"):
+            quality = (3 * quality).round()
+        units = directions(x)
+        fast = dpp_tokens(units, quality, k)
+        for b in range(2):
+            every = lazy.padded(units[b])
+            whole = torch.from_numpy(np.stack([lazy.row(every, every[i])[:n] for i in range(n)]))[None]
+            whole.diagonal(dim1=1, dim2=2).copy_(settle((units[b] * units[b]).sum(dim=1)))
+            assert torch.equal(fast[b], reference.dpp_map(whole, quality[b : b + 1], k)[0]), (kind, seed, b)
+            assert torch.equal(fast[b], dpp_tokens(units[b : b + 1], quality[b : b + 1], k)[0])
+        if kind == "exact":  # nothing is rounded, so that the matrix itself gives the same
+            assert torch.equal(fast, reference.dpp_map(cosine(x), quality, k)), seed
 
 
 def test_the_definitions_by_brute_force():

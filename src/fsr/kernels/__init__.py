@@ -3,16 +3,16 @@
 | objective | function | who needs it |
 |---|---|---|
 | farthest point from all chosen ones (k-centre) | `farthest_points`, `farthest_tokens` | DivPrune; FSR's Scan (Eq. 5) |
-| largest determinant (DPP MAP) | `dpp_map` | CDPruner |
+| largest determinant (DPP MAP) | `dpp_map`, `dpp_tokens` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
 
 `reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists
 (MPS, XPU, CUDA without Triton). `cpu` is the fast path for CPU tensors, `gpu` the one for CUDA and ROCm tensors where
 Triton can be imported (it comes with torch's CUDA and ROCm builds for Linux). All read the same float32 similarities
 (`similarity`, one place for all methods) and break ties by the lowest index, so the indices are the same everywhere;
-only `farthest_tokens` makes its own cosines on the CPU, as few as it can (`lazy`), equal to the others up to the
-rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64 and
-compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
+only `farthest_tokens` and `dpp_tokens` make their own cosines on the CPU, as few as they can, equal to the others up
+to the rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64
+and compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "coverage",
     "directions",
     "dpp_map",
+    "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
     "matmul_each",
@@ -97,6 +98,11 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
         long [B, k] in the order of choice.
     """
     return _backend(similarity.device).dpp_map(similarity, quality, k)
+
+
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """`dpp_map` of tokens whose `directions` [B, N, D] are known, without the whole matrix where that is faster."""
+    return _backend(units.device).dpp_tokens(units, quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fsr.kernels.reference import EXHAUSTED, Spread
 from fsr.kernels.similarity import cosines_of
 
-__all__ = ["coverage", "dpp_map", "farthest_points", "farthest_tokens"]
+__all__ = ["coverage", "dpp_map", "dpp_tokens", "farthest_points", "farthest_tokens"]
 
 # Float64 numbers of the Cholesky history that are in flight at once: latency, not arithmetic, is what a step costs.
 _HISTORY = 8192
@@ -65,6 +65,11 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
             **launch,
         )
     return order
+
+
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.dpp_tokens`."""
+    return dpp_map(cosines_of(units), quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsr.kernels.similarity import cosines_of
 
-__all__ = ["EXHAUSTED", "Spread", "coverage", "dpp_map", "farthest_points", "farthest_tokens"]
+__all__ = ["EXHAUSTED", "Spread", "coverage", "dpp_map", "dpp_tokens", "farthest_points", "farthest_tokens"]
 
 # Conditional variance below this share of the largest diagonal entry is rounding error of the float32 similarities.
 EXHAUSTED = 1e-6
@@ -82,6 +82,11 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
         variance = variance - column * column
         taken = taken.scatter(1, pick[:, None], True)
     return torch.stack(order, dim=1)
+
+
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.dpp_tokens`."""
+    return dpp_map(cosines_of(units), quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
