@@ -59,5 +59,5 @@ def small(kind, seed, most=49, longest=49):
 
 
 def same(one, other):
-    """Whether all parts of two results are equal, NaN included."""
-    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(one, other))
+    """Whether order, radius and rest of two results are equal, NaN included."""
+    return all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(one[:3], other[:3]))

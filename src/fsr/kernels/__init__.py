@@ -1,10 +1,11 @@
-"""Greedy selection: one function per objective, the implementation chosen by the device of its input.
+"""Greedy selection, and what Refine does with it: one function per job, the implementation chosen by the device.
 
-| objective | function | who needs it |
+| job | function | who needs it |
 |---|---|---|
 | farthest point from all chosen ones (k-centre) | `farthest_points`, `farthest_tokens` | DivPrune; FSR's Scan (Eq. 5) |
 | largest determinant (DPP MAP) | `dpp_map`, `dpp_tokens` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
+| merging into the nearest anchor | `nearest_anchor`, `absorb` | FSR's Refine (Eq. 8, 9) |
 
 `reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists
 (MPS, XPU, CUDA without Triton). `cpu` is the fast path for CPU tensors, `gpu` the one for CUDA and ROCm tensors where
@@ -26,10 +27,11 @@ from torch import Tensor
 
 from fsr.kernels import cpu, reference
 from fsr.kernels.reference import Spread
-from fsr.kernels.similarity import cosine, cosine_rows, directions, matmul_each
+from fsr.kernels.similarity import cosine, cosine_rows
 
 __all__ = [
     "Spread",
+    "absorb",
     "cosine",
     "cosine_rows",
     "coverage",
@@ -38,7 +40,7 @@ __all__ = [
     "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
-    "matmul_each",
+    "nearest_anchor",
     "triton_there",
 ]
 
@@ -57,6 +59,11 @@ def _backend(device: torch.device) -> ModuleType:
 
         return gpu
     return reference
+
+
+def directions(features: Tensor) -> Tensor:
+    """Tokens divided by their Euclidean norm, [B, N, D] to float32 [B, N, D]; zero vectors stay zero. No gradients."""
+    return _backend(features.device).directions(features)
 
 
 def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
@@ -118,3 +125,31 @@ def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
         long [B, k] in the order of choice.
     """
     return _backend(similarity.device).coverage(similarity, weight, k)
+
+
+def nearest_anchor(units: Tensor, similarity: Tensor | None, rows: Tensor, scanned: Tensor) -> tuple[Tensor, Tensor]:
+    """The scan anchor that each dropped token is most like (Eq. 8), ties to the lowest index.
+
+    Args:
+        units: float32 [B, N, D], see `directions`; similarity: [B, N, N], their cosines, or None where only those of
+            the anchors are worth their price.
+        rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are anchors.
+
+    Returns:
+        float32 [B, N], that similarity, minus infinity for kept tokens; long [B, N], the anchor's place in `rows`.
+    """
+    return _backend(units.device).nearest_anchor(units, similarity, rows, scanned)
+
+
+def absorb(features: Tensor, rows: Tensor, sources: Tensor, into: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+    """Kept tokens as weighted means of themselves and what they absorb (Eq. 9), in float32; a token that absorbs no
+    weight stays as it is, bit for bit.
+
+    Args:
+        features: [B, N, D]. rows: long [B, K], the kept tokens; own: float32 [B, K], their weights.
+        sources: long [B, M], tokens to absorb; into: long [B, M], each one's place in `rows`; weight: float32 [B, M].
+
+    Returns:
+        [B, K, D], dtype of `features`.
+    """
+    return _backend(features.device).absorb(features, rows, sources, into, weight, own)

@@ -15,10 +15,20 @@ import torch
 from torch import Tensor
 
 from fsr.kernels.lazy import farthest, padded, row
+from fsr.kernels.merging import absorb, nearest_anchor
 from fsr.kernels.reference import EXHAUSTED, Spread
-from fsr.kernels.similarity import cosines_of, settle
+from fsr.kernels.similarity import cosines_of, directions, settle
 
-__all__ = ["coverage", "dpp_map", "dpp_tokens", "farthest_points", "farthest_tokens"]
+__all__ = [
+    "absorb",
+    "coverage",
+    "directions",
+    "dpp_map",
+    "dpp_tokens",
+    "farthest_points",
+    "farthest_tokens",
+    "nearest_anchor",
+]
 
 # Multiplications (N * N * D) up to which the whole matrix of cosines costs less than finding out what to leave out.
 _SMALL = 2**25
@@ -41,7 +51,7 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
             gaps[step] = 1 - near[pick]
             np.maximum(near, rows[pick], out=near)
             near[pick] = np.inf
-    return Spread(order, radius, (1 - nearest.amin(dim=1)).clamp(min=0))
+    return Spread(order, radius, (1 - nearest.amin(dim=1)).clamp(min=0), similarity)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:

@@ -16,10 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fsr.kernels.gpu_refine import absorb, nearest_anchor
+from fsr.kernels.gpu_similarity import cosines_of, directions
 from fsr.kernels.reference import EXHAUSTED, Spread
-from fsr.kernels.similarity import cosines_of
 
-__all__ = ["coverage", "dpp_map", "dpp_tokens", "farthest_points", "farthest_tokens"]
+__all__ = [
+    "absorb",
+    "coverage",
+    "directions",
+    "dpp_map",
+    "dpp_tokens",
+    "farthest_points",
+    "farthest_tokens",
+    "nearest_anchor",
+]
 
 # Float64 numbers of the Cholesky history that are in flight at once: latency, not arithmetic, is what a step costs.
 _HISTORY = 8192
@@ -37,7 +47,7 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
         _farthest_points[(batch,)](
             similarity.contiguous(), preset.contiguous(), order, radius, rest, n, k, **_one_program(n)
         )
-    return Spread(order, radius, rest)
+    return Spread(order, radius, rest, similarity)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
