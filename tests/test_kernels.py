@@ -43,12 +43,12 @@ def test_lazy_farthest_points(kind, monkeypatch):
             plain = reference.farthest_points(torch.from_numpy(whole[None, :, :n]), preset[b : b + 1])
             one = farthest_tokens(directions(x[b : b + 1]), preset[b : b + 1])
             assert same(one, plain), (kind, seed, b)
-            assert same(one, [part[b : b + 1] for part in fast])
+            assert same(one, [part[b : b + 1] for part in fast[:3]])
             calls += 2
         plain = reference.farthest_points(cosine(x), preset)  # the same cosines, but for the last bit
         if kind in ("gauss", "constant"):
             assert torch.equal(fast.order, plain.order), (kind, seed)
-            for a, b in zip(fast, plain):
+            for a, b in zip(fast[:3], plain[:3]):
                 torch.testing.assert_close(a, b, equal_nan=True, atol=1e-6, rtol=0)
         elif kind == "exact":
             assert same(fast, plain), seed
