@@ -13,10 +13,12 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# torchvision is for one test alone and out of sight of the others: where it is importable, other image processors run.
+# torchvision and Triton are for one test each and out of sight of the others: where they are importable, other image
+# processors run, and torch compiles with it.
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs,demo]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision-only torchvision==0.28.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/triton-only triton==3.7.1
 	touch $@
 
 demo: $(VENV)/.base

@@ -7,6 +7,7 @@ A pure function of model and inputs: nothing of the model is changed. `pruner` p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
@@ -17,13 +18,24 @@ from torch import Tensor
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
 from fsr.encoding import EncodedPrompt, run_tower
-from fsr.errors import QuestionError, RelevanceError, UsageError
+from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
-from fsr.prompt import FILL, Run, gather, inferred_mask, mask_one_column, placeholder_units, repacked_positions, shrink
+from fsr.prompt import (
+    FILL,
+    Run,
+    gather,
+    inferred_mask,
+    mask_one_column,
+    placeholder_units,
+    repacked_positions,
+    rows_with,
+    shrink,
+)
 from fsr.report import Prepared, Report
 from fsr.signals.embedding import EmbeddingRelevance
-from fsr.signals.question import extract_questions
+from fsr.signals.question import questions_of
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
 
@@ -110,19 +122,28 @@ class Work:
                 f"{self.adapter.name}; relevance='embedding' is the substitute"
             )
         signals = self.method.signals()
-        if seen is None:
-            encoded = run_tower(self.adapter, inputs, signals, self.scorer)
-        else:
-            encoded = [replace(part, timings={}) for part in seen.parts]
-        runs = self._runs(ids, encoded)
         questions = None
         text_ms = 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
-            questions = self._questions(ids, mask, runs, question, notes)
+            modalities = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
+            tokens = self.adapter.placeholder_ids()
+            pictured = rows_with(ids, [tokens[m] for m in modalities])
+            questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
+            if plain:
+                notes.append("no chat template matched the prompt: its whole text was taken as the question")
+            text_ms = 1e3 * (perf_counter() - before)
+        if seen is None:
+            with self._texts_beside(questions):
+                encoded = run_tower(self.adapter, inputs, signals, self.scorer)
+        else:
+            encoded = [replace(part, timings={}) for part in seen.parts]
+        runs = self._runs(ids, encoded)
+        if questions is not None:
+            before = perf_counter()
             encoded = [self._with_relevance(e, r, questions) for e, r in zip(encoded, runs)]
             wait(self.adapter.device)
-            text_ms = 1e3 * (perf_counter() - before)
+            text_ms += 1e3 * (perf_counter() - before)
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
@@ -181,31 +202,13 @@ class Work:
             placeholder_units(ids, tokens[e.modality], self.adapter.placeholder_counts(e), e.modality) for e in encoded
         ]
 
-    def _questions(
-        self, ids: Tensor, mask: Tensor, runs: list[list[Run]], question: Any, notes: list[str]
-    ) -> list[str | None]:
-        """One question per batch row; rows without pictures need none."""
-        b = ids.shape[0]
-        if isinstance(question, str):
-            given: list[str | None] = [question] * b
-        elif question is not None:
-            given = list(question)
-            if len(given) != b:
-                raise QuestionError(f"{len(given)} questions for {b} prompts: give one string, or one per prompt.")
-        else:
-            pictured = sorted({run.row for rs in runs for run in rs})
-            found, plain = extract_questions(
-                self.processor, ids[pictured], mask[pictured], set(self.adapter.placeholder_ids().values())
-            )
-            given = [None] * b
-            for row, text in zip(pictured, found):
-                given[row] = text
-            if plain:
-                notes.append("no chat template matched the prompt: its whole text was taken as the question")
-        for row in {run.row for rs in runs for run in rs}:
-            if not (given[row] or "").strip():
-                raise QuestionError(f"the question of prompt {row} is empty: give question=..., or relevance='none'.")
-        return given
+    def _texts_beside(self, questions: list[str | None] | None) -> AbstractContextManager[None]:
+        """While the vision tower runs, embed the questions on another stream, where scorer and device can do so."""
+        texts = getattr(self.scorer, "texts", None)
+        if questions is None or not isinstance(texts, TextCache):
+            return nullcontext()
+        tower = self.adapter.vision_tower
+        return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
 
     def _with_relevance(self, encoded: Encoded, runs: list[Run], questions: list[str | None]) -> Encoded:
         if isinstance(self.scorer, EmbeddingRelevance):

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
 
-__all__ = ["Run", "gather", "inferred_mask", "mask_one_column", "placeholder_units", "repacked_positions", "shrink"]
+__all__ = [
+    "Run",
+    "gather",
+    "inferred_mask",
+    "mask_one_column",
+    "placeholder_units",
+    "repacked_positions",
+    "rows_with",
+    "shrink",
+]
 
 # What a padded place holds; everything else is padded with 0.
 FILL = {"labels": -100, "attention_mask": 0}
@@ -52,6 +61,14 @@ def placeholder_units(input_ids: Tensor, token_id: int, counts: Sequence[int], m
             )
         runs.append(Run(part, int(rows[0])))
     return runs
+
+
+def rows_with(input_ids: Tensor, token_ids: Sequence[int]) -> list[int]:
+    """Rows of `input_ids` [B, L] that hold any of these ids."""
+    there = torch.zeros_like(input_ids, dtype=torch.bool)
+    for token in token_ids:
+        there |= input_ids == token
+    return there.any(dim=1).nonzero().squeeze(-1).tolist()
 
 
 def inferred_mask(input_ids: Tensor, pad: int | None, eos: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ Letters: N visual tokens of one image, K of them kept, D feature width, B images
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -99,13 +99,7 @@ class VisualTokens:
         def pick(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows.to(value.device)]
 
-        def span(value: Tensor | None, known: Tensor | None) -> Tensor | None:
-            if value is None or known is not None:
-                return known
-            patches = value if self.structural is None else value[~self.structural.to(value.device)]
-            return torch.stack(torch.aminmax(patches.float()))
-
-        n = self.count
+        n, whole = self.count, self.with_spans()
         return VisualTokens(
             features=self.features[rows.to(self.features.device)],
             saliency=pick(self.saliency),
@@ -114,6 +108,24 @@ class VisualTokens:
             structural=pick(self.structural),
             encoder=pick(self.encoder),
             extra={k: (v[rows.to(v.device)] if v.dim() and v.shape[0] == n else v) for k, v in self.extra.items()},
+            saliency_span=whole.saliency_span,
+            relevance_span=whole.relevance_span,
+        )
+
+    def with_spans(self) -> VisualTokens:
+        """The same, and the spans of its scores where they are not set yet. Nothing waits for the device."""
+
+        def span(value: Tensor | None, known: Tensor | None) -> Tensor | None:
+            if value is None or known is not None:
+                return known
+            if self.structural is None:
+                return torch.stack(torch.aminmax(value.float()))
+            mask = self.structural.to(value.device, non_blocking=True)
+            lowest = value.float().masked_fill(mask, torch.inf).amin()
+            return torch.stack((lowest, value.float().masked_fill(mask, -torch.inf).amax()))
+
+        return replace(
+            self,
             saliency_span=span(self.saliency, self.saliency_span),
             relevance_span=span(self.relevance, self.relevance_span),
         )
@@ -150,7 +162,7 @@ class Selection:
     order: long [K], the rank at which each kept row was chosen (0 = first), counted anew in each tile or frame that
         has a budget of its own.
     merged_into: long [N]; the original row whose token absorbed row i, -1 where it was kept or dropped.
-    radii: float32 [K_S] or None; falling 1 - cos radius before each scan step.
+    radii: float32 [K_S] or None, on the CPU; falling 1 - cos radius before each scan step.
     focus_wanted: K_F before it was capped at K (None where the method has no Focus).
     certificate: see `Certificate`; None where the method does not compute one.
     geometry: of all N tokens.

@@ -211,6 +211,10 @@ class Adapter(ABC):
         """True if the call carries any picture or clip."""
         return any(inputs.get(name) is not None for name in PIXELS)
 
+    def modalities(self, inputs: Mapping[str, Any]) -> list[Modality]:
+        """Those that the call carries pixels of, in the order of `encode`."""
+        return [m for m in MODALITIES if any(inputs.get(n) is not None for n in PIXELS & self.feature_arguments(m))]
+
     def encode(
         self,
         inputs: Mapping[str, Any],
@@ -221,11 +225,9 @@ class Adapter(ABC):
         """Run the model's own `get_image_features` / `get_video_features` once and collect the signals that the method
         needs."""
         found = []
-        for modality in MODALITIES:
-            names = self.feature_arguments(modality)
-            given = {n: inputs[n] for n in names if inputs.get(n) is not None}
-            if PIXELS & set(given):
-                found.append(self._encode(modality, given, inputs, signals, patch_layer, patch_head))
+        for modality in self.modalities(inputs):
+            given = {n: inputs[n] for n in self.feature_arguments(modality) if inputs.get(n) is not None}
+            found.append(self._encode(modality, given, inputs, signals, patch_layer, patch_head))
         return found
 
     def hand_over(self, encoded: Encoded, selections: list[Selection], samples: Sequence[int] | None = None) -> Any:

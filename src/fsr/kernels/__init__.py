@@ -1,44 +1,69 @@
-"""Greedy selection: one function per objective, the implementation chosen by the device of its input.
+"""Greedy selection, and what Refine does with it: one function per job, the implementation chosen by the device.
 
-| objective | function | who needs it |
+| job | function | who needs it |
 |---|---|---|
 | farthest point from all chosen ones (k-centre) | `farthest_points`, `farthest_tokens` | DivPrune; FSR's Scan (Eq. 5) |
-| largest determinant (DPP MAP) | `dpp_map` | CDPruner |
+| largest determinant (DPP MAP) | `dpp_map`, `dpp_tokens` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
+| merging into the nearest anchor | `nearest_anchor`, `absorb` | FSR's Refine (Eq. 8, 9) |
 
-`reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists.
-`cpu` is the fast path for CPU tensors. Both read the same float32 similarities (`similarity`, one place for all
-methods) and break ties by the lowest index, so the indices are the same everywhere; only `farthest_tokens` makes its
-own cosines on the CPU, as few as it can (`lazy`), equal to the others up to the rounding of a dot product. Sums whose
-order differs between implementations (DPP, coverage) are taken in float64 and compared in float32: equal tokens stay
-equal.
+`reference` holds the plain torch loops: what the results are defined by, and what runs where nothing faster exists
+(MPS, XPU, CUDA without Triton). `cpu` is the fast path for CPU tensors, `gpu` the one for CUDA and ROCm tensors where
+Triton can be imported (it comes with torch's CUDA and ROCm builds for Linux). All read the same float32 similarities
+(`similarity`, one place for all methods) and break ties by the lowest index, so the indices are the same everywhere;
+only `farthest_tokens` and `dpp_tokens` make their own cosines on the CPU, as few as they can, equal to the others up
+to the rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64
+and compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
 """
 
 from __future__ import annotations
 
+import functools
+from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from fsr.kernels import cpu, reference
 from fsr.kernels.reference import Spread
-from fsr.kernels.similarity import cosine, cosine_rows, directions, matmul_each
+from fsr.kernels.similarity import cosine, cosine_rows
 
 __all__ = [
     "Spread",
+    "absorb",
     "cosine",
     "cosine_rows",
     "coverage",
     "directions",
     "dpp_map",
+    "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
-    "matmul_each",
+    "nearest_anchor",
+    "triton_there",
 ]
 
 
-def _backend(like: Tensor) -> ModuleType:
-    return cpu if like.device.type == "cpu" else reference
+@functools.cache
+def triton_there() -> bool:
+    """Whether CUDA tensors take the Triton kernels."""
+    return find_spec("triton") is not None
+
+
+def _backend(device: torch.device) -> ModuleType:
+    if device.type == "cpu":
+        return cpu
+    if device.type == "cuda" and triton_there():
+        from fsr.kernels import gpu
+
+        return gpu
+    return reference
+
+
+def directions(features: Tensor) -> Tensor:
+    """Tokens divided by their Euclidean norm, [B, N, D] to float32 [B, N, D]; zero vectors stay zero. No gradients."""
+    return _backend(features.device).directions(features)
 
 
 def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
@@ -52,7 +77,7 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
         preset: long [B, K], K <= N; row numbers to take in the first steps, then -1 for every free step. The number of
             preset anchors may differ between images. Without any, the first free step takes token 0.
     """
-    return _backend(similarity).farthest_points(similarity, preset)
+    return _backend(similarity.device).farthest_points(similarity, preset)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
@@ -62,7 +87,7 @@ def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
         units: float32 [B, N, D], see `directions`.
         preset: as in `farthest_points`.
     """
-    return _backend(units).farthest_tokens(units, preset)
+    return _backend(units.device).farthest_tokens(units, preset)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
@@ -79,7 +104,12 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     Returns:
         long [B, k] in the order of choice.
     """
-    return _backend(similarity).dpp_map(similarity, quality, k)
+    return _backend(similarity.device).dpp_map(similarity, quality, k)
+
+
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """`dpp_map` of tokens whose `directions` [B, N, D] are known, without the whole matrix where that is faster."""
+    return _backend(units.device).dpp_tokens(units, quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
@@ -94,4 +124,32 @@ def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
     Returns:
         long [B, k] in the order of choice.
     """
-    return _backend(similarity).coverage(similarity, weight, k)
+    return _backend(similarity.device).coverage(similarity, weight, k)
+
+
+def nearest_anchor(units: Tensor, similarity: Tensor | None, rows: Tensor, scanned: Tensor) -> tuple[Tensor, Tensor]:
+    """The scan anchor that each dropped token is most like (Eq. 8), ties to the lowest index.
+
+    Args:
+        units: float32 [B, N, D], see `directions`; similarity: [B, N, N], their cosines, or None where only those of
+            the anchors are worth their price.
+        rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are anchors.
+
+    Returns:
+        float32 [B, N], that similarity, minus infinity for kept tokens; long [B, N], the anchor's place in `rows`.
+    """
+    return _backend(units.device).nearest_anchor(units, similarity, rows, scanned)
+
+
+def absorb(features: Tensor, rows: Tensor, sources: Tensor, into: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+    """Kept tokens as weighted means of themselves and what they absorb (Eq. 9), in float32; a token that absorbs no
+    weight stays as it is, bit for bit.
+
+    Args:
+        features: [B, N, D]. rows: long [B, K], the kept tokens; own: float32 [B, K], their weights.
+        sources: long [B, M], tokens to absorb; into: long [B, M], each one's place in `rows`; weight: float32 [B, M].
+
+    Returns:
+        [B, K, D], dtype of `features`.
+    """
+    return _backend(features.device).absorb(features, rows, sources, into, weight, own)

@@ -6,15 +6,29 @@ microseconds) is most of a plain loop. numpy's in-place operators cost a fractio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.kernels.lazy import farthest
+from fsr.kernels.lazy import farthest, padded, row
+from fsr.kernels.merging import absorb, nearest_anchor
 from fsr.kernels.reference import EXHAUSTED, Spread
-from fsr.kernels.similarity import cosines_of
+from fsr.kernels.similarity import cosines_of, directions, settle
 
-__all__ = ["coverage", "dpp_map", "farthest_points", "farthest_tokens"]
+__all__ = [
+    "absorb",
+    "coverage",
+    "directions",
+    "dpp_map",
+    "dpp_tokens",
+    "farthest_points",
+    "farthest_tokens",
+    "nearest_anchor",
+]
 
 # Multiplications (N * N * D) up to which the whole matrix of cosines costs less than finding out what to leave out.
 _SMALL = 2**25
@@ -37,13 +51,12 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
             gaps[step] = 1 - near[pick]
             np.maximum(near, rows[pick], out=near)
             near[pick] = np.inf
-    return Spread(order, radius, (1 - nearest.amin(dim=1)).clamp(min=0))
+    return Spread(order, radius, (1 - nearest.amin(dim=1)).clamp(min=0), similarity)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
     """See `fsr.kernels.farthest_tokens`."""
-    (_, n, d), k = units.shape, preset.shape[1]
-    if n * n * d <= _SMALL or 2 * k >= n:  # the matrix is cheap, or most of it is needed
+    if _wants_matrix(units, preset.shape[1]):
         return farthest_points(cosines_of(units), preset)
     with torch.autocast("cpu", enabled=False):
         return Spread(*map(torch.stack, zip(*map(farthest, units, preset))))
@@ -53,13 +66,36 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
     """See `fsr.kernels.dpp_map`."""
     order = torch.empty(similarity.shape[0], k, dtype=torch.long)
     for b in range(similarity.shape[0]):
-        order[b] = torch.from_numpy(_dpp_map(similarity[b].numpy(), quality[b].double().numpy(), k))
+        rows = similarity[b].numpy()
+        order[b] = torch.from_numpy(_dpp_map(rows.__getitem__, rows.diagonal(), quality[b].double().numpy(), k))
     return order
 
 
-def _dpp_map(rows: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.dpp_tokens`. Of all rows of the matrix a loop reads only those of its picks."""
+    if _wants_matrix(units, k):
+        return dpp_map(cosines_of(units), quality, k)
+    order = torch.empty(units.shape[0], k, dtype=torch.long)
+    for b, image in enumerate(units):
+        own = settle((image * image).sum(dim=1)).numpy()
+        rows = partial(_cosines, padded(image), len(image))
+        order[b] = torch.from_numpy(_dpp_map(rows, own, quality[b].double().numpy(), k))
+    return order
+
+
+def _cosines(units: np.ndarray, n: int, token: int) -> np.ndarray:
+    return row(units, units[token])[:n]
+
+
+def _wants_matrix(units: Tensor, k: int) -> bool:
+    """Whether the whole matrix of cosines is cheap, or most of it needed."""
+    _, n, d = units.shape
+    return n * n * d <= _SMALL or 2 * k >= n
+
+
+def _dpp_map(row_of: Callable[[Any], np.ndarray], own: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
     n = len(q)
-    variance = q * q * rows.diagonal()
+    variance = q * q * own
     floor = EXHAUSTED * variance.max()
     factor = np.empty((k, n))
     column = np.empty(n)
@@ -74,14 +110,14 @@ def _dpp_map(rows: np.ndarray, q: np.ndarray, k: int) -> np.ndarray:
             order[step:] = free[: k - step]
             break
         order[step] = pick
-        row = factor[step]
-        np.multiply(rows[pick], q, out=row)
-        row *= q[pick]
+        new = factor[step]
+        np.multiply(row_of(pick), q, out=new)
+        new *= q[pick]
         if step:
             np.dot(factor[:step, pick], factor[:step], out=column)
-            row -= column
-        row *= 1 / np.sqrt(pivot)
-        np.multiply(row, row, out=column)
+            new -= column
+        new *= 1 / np.sqrt(pivot)
+        np.multiply(new, new, out=column)
         variance -= column
         variance[pick] = -np.inf
     return order

@@ -30,6 +30,7 @@ _MANY = 8
 _WORTH_A_COPY = 0.5
 # Too few open tokens double the time (the others must be brought up to date again and again), too many cost little.
 _MARGIN = 1.15
+_SAME = np.float32(1 - DUPLICATE)
 
 
 def padded(units: Tensor) -> np.ndarray:
@@ -41,7 +42,7 @@ def padded(units: Tensor) -> np.ndarray:
 def row(units: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Cosines of one unit vector [D] to some unit rows [M, D], snapped and bounded like `cosine`."""
     out = np.dot(units, vector)
-    out[out > 1 - DUPLICATE] = 1
+    out[out > _SAME] = 1
     return np.maximum(out, -1, out=out)
 
 
@@ -70,20 +71,20 @@ def farthest(directions: Tensor, preset: Tensor) -> tuple[Tensor, Tensor, Tensor
     np.maximum.reduce(first_cosines(units, fixed), axis=0, initial=-1, out=near)
     near[fixed] = near[len(directions) :] = np.inf
 
-    state = _Open(units, near)
+    state = _Open(units, near, _sizes(len(units), len(picks)))
     for step in range(len(fixed), len(picks)):
-        state.narrow(step, len(picks))
-        place = state.farthest(picks[:step])
-        picks[step], gaps[step] = state.tokens[place], 1 - state.near[place]
+        state.narrow(step)
+        place, value = state.farthest(picks[:step])
+        picks[step], gaps[step] = state.tokens[place], 1 - value
         state.take(place)
-    place = state.farthest(picks)
-    rest = np.maximum(1 - state.near[place], np.float32(0))
-    return order, radius, torch.tensor(rest)
+    _, value = state.farthest(picks)
+    return order, radius, torch.tensor(np.maximum(1 - value, np.float32(0)))
 
 
-@functools.lru_cache(maxsize=4096)
-def _expected(n: int, k: int, step: int) -> float:
-    """Tokens that are as far after `step` picks as the last of k picks will be.
+@functools.lru_cache(maxsize=256)
+def _sizes(n: int, k: int) -> tuple[int, ...]:
+    """For each of k steps, how many of n tokens should stay open: those that are as far after it as the last pick will
+    be, and some more.
 
     Each pick takes itself away, and its neighbourhood takes the share 1 - 1/g of the others, the same in every step (so
     among random directions): c(step) = g (c(step + 1) + 1), c(k) = 0, and g follows from c(0) = n.
@@ -91,14 +92,19 @@ def _expected(n: int, k: int, step: int) -> float:
     g = 2.0
     for _ in range(20):
         g = (1 + n * (g - 1) / g) ** (1 / k)
-    return g * (g ** (k - step) - 1) / (g - 1)
+    expected = (g * (g ** (k - step) - 1) / (g - 1) for step in range(k))
+    return tuple(int(-(-_MARGIN * c // LANES) * LANES) for c in expected)
 
 
 class _Open:
-    """The open tokens of one image, and what is known about the others."""
+    """The open tokens of one image, and what is known about the others.
 
-    def __init__(self, units: np.ndarray, near: np.ndarray) -> None:
-        self.all_units, self.all_near = units, near
+    Cosines are kept as they come: that those above `_SAME` count as 1 matters only once the farthest token is one of
+    them, and then all free tokens are equally far.
+    """
+
+    def __init__(self, units: np.ndarray, near: np.ndarray, sizes: tuple[int, ...]) -> None:
+        self.all_units, self.all_near, self.sizes = units, near, sizes
         self.caught_up: int | None = None  # picks that all tokens were compared with; None: all of them, all are open
         self._open_all()
 
@@ -107,30 +113,40 @@ class _Open:
         # The least `near` among the others, and the lowest token that has it.
         self.edge, self.first_at_edge = np.inf, len(self.all_near)
         self.caught_up = None
+        self._resized()
+
+    def _resized(self) -> None:
+        self.few = _WORTH_A_COPY * len(self.tokens)
+        self.cosines = np.empty(len(self.tokens), dtype=np.float32)
 
     def take(self, place: int) -> None:
         """Add an anchor."""
-        np.maximum(self.near, row(self.units, self.units[place]), out=self.near)
+        np.dot(self.units, self.units[place], out=self.cosines)
+        np.maximum(self.near, self.cosines, out=self.near)
         self.near[place] = np.inf
 
-    def farthest(self, picks: np.ndarray) -> int:
-        """Place among the open tokens of the farthest one of all, ties to the lowest index."""
+    def farthest(self, picks: np.ndarray) -> tuple[int, np.float32]:
+        """Place among the open tokens of the farthest one of all, ties to the lowest index, and its `near`."""
         place = int(self.near.argmin())
         value = self.near[place]
-        if value < self.edge or (value == self.edge and self.tokens[place] < self.first_at_edge):
-            return place
+        if value <= _SAME and (value < self.edge or (value == self.edge and self.tokens[place] < self.first_at_edge)):
+            return place, value
         if self.caught_up is not None:
             self.all_near[self.tokens] = self.near
             for pick in picks[self.caught_up :]:
-                np.maximum(self.all_near, row(self.all_units, self.all_units[pick]), out=self.all_near)
+                np.maximum(self.all_near, np.dot(self.all_units, self.all_units[pick]), out=self.all_near)
             self.all_near[picks] = np.inf
             self._open_all()
-        return int(self.near.argmin())
+            place = int(self.near.argmin())
+            value = self.near[place]
+        if value > _SAME and value < np.inf:
+            return int((self.near < np.inf).argmax()), np.float32(1)
+        return place, value
 
-    def narrow(self, step: int, k: int) -> None:
+    def narrow(self, step: int) -> None:
         """Close the nearest tokens, if few enough of them are expected to be picked in the steps that are left."""
-        size = int(-(-_MARGIN * _expected(len(self.all_near), k, step) // LANES) * LANES)
-        if size > _WORTH_A_COPY * len(self.tokens):
+        size = self.sizes[step]
+        if size > self.few:
             return
         part = np.partition(self.near, (size - 1, size))
         below, tied = np.flatnonzero(self.near < part[size - 1]), np.flatnonzero(self.near == part[size - 1])
@@ -147,3 +163,4 @@ class _Open:
             self.all_near[self.tokens] = self.near
         self.tokens, self.near = self.tokens[stay], self.near[stay]
         self.units = self.units.take(stay, axis=0, mode="clip")
+        self._resized()

@@ -9,9 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fsr.kernels.similarity import cosines_of
+from fsr.kernels.merging import absorb, nearest_anchor
+from fsr.kernels.similarity import cosines_of, directions
 
-__all__ = ["EXHAUSTED", "Spread", "coverage", "dpp_map", "farthest_points", "farthest_tokens"]
+__all__ = [
+    "EXHAUSTED",
+    "Spread",
+    "absorb",
+    "coverage",
+    "directions",
+    "dpp_map",
+    "dpp_tokens",
+    "farthest_points",
+    "farthest_tokens",
+    "nearest_anchor",
+]
 
 # Conditional variance below this share of the largest diagonal entry is rounding error of the float32 similarities.
 EXHAUSTED = 1e-6
@@ -24,11 +36,13 @@ class Spread(NamedTuple):
     radius: [B, K], largest 1 - cos from any free token to its nearest chosen one before each free step; NaN at preset
         steps. With nothing chosen yet it is 2, the largest value that 1 - cos has.
     rest: [B], the radius that is left at the end, 0 if all tokens are chosen.
+    similarity: [B, N, N], the cosines of all pairs, where they were known or needed.
     """
 
     order: Tensor
     radius: Tensor
     rest: Tensor
+    similarity: Tensor | None = None
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -50,7 +64,8 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
         order.append(pick)
         # Chosen tokens are infinitely near, so argmin never returns them.
         nearest = torch.maximum(nearest, similarity[image, pick]).scatter(1, pick[:, None], torch.inf)
-    return Spread(torch.stack(order, dim=1), torch.stack(radius, dim=1), (1 - nearest.amin(dim=1)).clamp(min=0))
+    rest = (1 - nearest.amin(dim=1)).clamp(min=0)
+    return Spread(torch.stack(order, dim=1), torch.stack(radius, dim=1), rest, similarity)
 
 
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
@@ -82,6 +97,11 @@ def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
         variance = variance - column * column
         taken = taken.scatter(1, pick[:, None], True)
     return torch.stack(order, dim=1)
+
+
+def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
+    """See `fsr.kernels.dpp_tokens`."""
+    return dpp_map(cosines_of(units), quality, k)
 
 
 def coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:

@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fsr.errors import FeatureError, RelevanceError, UsageError
+from fsr.errors import RelevanceError, UsageError
 from fsr.methods.budget import certify, check_keep
-from fsr.methods.picks import Picks, keep_all, row, signature, stack
+from fsr.methods.checks import check_shapes, complain, finite
+from fsr.methods.layout import Group, look
+from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
 from fsr.methods.registry import available, get, register
 from fsr.tokens import Selection, Stage, VisualTokens
 
@@ -101,82 +103,60 @@ class Method(ABC):
 
     def budget_of(self, tokens: VisualTokens) -> int:
         """K for one whole image, summed over its tiles or frames where the budget is counted by those."""
-        return sum(self.budget(len(rows)) for rows in self._groups(tokens))
+        (groups,), _ = look([tokens], self.per, [])
+        return sum(self.budget(group.size) for group in groups)
 
     def __call__(self, images: Sequence[VisualTokens]) -> list[Selection]:
         """Select from each image. Results do not depend on which other images are in the list.
+
+        The host waits for the device twice, for all images together: for the checks before `pick`, and for the numbers
+        of the report after it.
 
         Raises:
             FeatureError: NaN or infinite features or scores, or scores of the wrong length.
             RelevanceError: a signal that this method needs is missing.
         """
-        for tokens in images:
-            self._check(tokens)
-        jobs: list[tuple[int, Tensor, int]] = []  # image, rows of one group, k
+        extras = [self._extras(tokens) for tokens in images]
+        for tokens, extra in zip(images, extras):
+            check_shapes(tokens, extra)
+        groups, fine = look(images, self.per, [finite(t, e) for t, e in zip(images, extras)])
+        for tokens, extra, good in zip(images, extras, fine):
+            if not good:
+                complain(tokens, extra)
+            for signal in sorted(self.signals()):
+                self.need(tokens, signal)
+
         whole: set[int] = set()
+        stacks: dict[tuple[Any, ...], list[tuple[int, Group]]] = {}
         for i, tokens in enumerate(images):
-            groups = self._groups(tokens)
-            if self.budget_of(tokens) >= tokens.count:
+            if sum(self.budget(group.size) for group in groups[i]) >= tokens.count:
                 whole.add(i)
                 continue
-            for rows in groups:
-                patches = rows if tokens.structural is None else rows[~tokens.structural[rows].to(rows.device)]
-                k = self.budget(len(rows))
-                if len(patches):
-                    jobs.append((i, patches, min(k, len(patches))))
+            for group in groups[i]:
+                k = min(self.budget(group.size), group.count)
+                if group.count:
+                    kind = (group.count, k, group.patches is None, *signature(tokens))
+                    stacks.setdefault(kind, []).append((i, group))
         parts: dict[int, list[tuple[Tensor, Picks]]] = {i: [] for i in range(len(images))}
-        stacks: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
-        for i, rows, k in jobs:
-            stacks.setdefault((len(rows), k, *signature(images[i])), []).append((i, rows))
+        # Once per image, not once per tile.
+        spanned = [tokens.with_spans() if len(g) > 1 else tokens for tokens, g in zip(images, groups)]
+        picked = []
         for (n, k, *_), members in stacks.items():
-            batch = stack([images[i].take(rows) for i, rows in members])
-            picks = self.pick(batch, k) if k < n else keep_all(batch)
-            for b, (i, rows) in enumerate(members):
-                parts[i].append((rows, row(picks, b)))
+            rows = [group.rows(images[i].features.device) for i, group in members]
+            batch = stack([images[i] if g.patches is None else spanned[i].take(r) for (i, g), r in zip(members, rows)])
+            picked.append((members, rows, self.pick(batch, k) if k < n else keep_all(batch)))
+        for (members, rows, _), picks in zip(picked, with_numbers([picks for *_, picks in picked])):
+            for b, (i, _) in enumerate(members):
+                parts[i].append((rows[b], row(picks, b)))
         return [self._whole(tokens) if i in whole else self._merge(tokens, parts[i]) for i, tokens in enumerate(images)]
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def _check(self, tokens: VisualTokens) -> None:
-        n = tokens.count
-        if tokens.features.dim() != 2 or n == 0:
-            raise FeatureError(f"features must be [N, D] with N >= 1, not {tuple(tokens.features.shape)}.")
-        if tokens.structural is not None and bool(tokens.structural.all()):
-            raise FeatureError("every row is structural: there is no patch to choose from; check the adapter's mask.")
-        if not _finite(tokens.features):
-            raise FeatureError(
-                "visual features hold NaN or infinity: check the image and the dtype of the vision tower."
-            )
-        for name, value in (("saliency", tokens.saliency), ("relevance", tokens.relevance)):
-            if value is None:
-                continue
-            if value.shape != (n,):
-                raise FeatureError(f"{name} must have shape [{n}], not {tuple(value.shape)}.")
-            patches = value if tokens.structural is None else value[~tokens.structural.to(value.device)]
-            if not bool(torch.isfinite(patches).all()):
-                raise FeatureError(f"{name} holds NaN or infinity: check the vision and text towers.")
-        extras = {name: tokens.extra[name] for name in self.signals() if name in tokens.extra}
+    def _extras(self, tokens: VisualTokens) -> dict[str, Tensor]:
+        extras: dict[str, Tensor] = {name: tokens.extra[name] for name in self.signals() if name in tokens.extra}
         if "encoder" in self.signals() and tokens.encoder is not None:
             extras["encoder"] = tokens.encoder
-        for name, extra in extras.items():
-            if extra.dim() == 0 or extra.shape[0] != n:
-                raise FeatureError(f"{name} must have {n} rows, not shape {tuple(extra.shape)}.")
-            patches = extra if tokens.structural is None else extra[~tokens.structural.to(extra.device)]
-            if not bool(torch.isfinite(patches).all()):
-                raise FeatureError(f"{name} holds NaN or infinity: check the vision tower.")
-        for signal in sorted(self.signals()):
-            self.need(tokens, signal)
-
-    def _groups(self, tokens: VisualTokens) -> list[Tensor]:
-        everything = torch.arange(tokens.count, device=tokens.features.device)
-        if self.per == "image" or tokens.geometry is None:
-            return [everything]
-        label = (tokens.geometry.tile if self.per == "tile" else tokens.geometry.frame).to(everything.device)
-        # A structural row belongs to the group of the patch before it.
-        if tokens.structural is not None:
-            patch = torch.where(tokens.structural.to(everything.device), -1, everything).cummax(0).values.clamp_min(0)
-            label = label[patch]
-        return [everything[label == g] for g in label.unique()]
+        return extras
 
     def _whole(self, tokens: VisualTokens) -> Selection:
         device, n = tokens.features.device, tokens.count
@@ -212,16 +192,9 @@ class Method(ABC):
                 merged[original] = target
             if p.priority is not None and priority is not None:
                 priority[original] = p.priority.float()
-        one = next((p for _, p in parts if not bool((p.stage == int(Stage.WHOLE)).all())), parts[0][1])
-        radius = None
-        if one.radius_cos is not None:
-            radius = max(float(p.radius_cos) for _, p in parts if p.radius_cos is not None)
-        wanted = None
-        if one.focus_wanted is not None:
-            wanted = sum(int(p.focus_wanted) for _, p in parts if p.focus_wanted is not None)
-        radii = None
-        if one.radii is not None and len(parts) == 1:
-            radii = one.radii[~one.radii.isnan()]
+        reached = [float(p.radius_cos) for _, p in parts if p.radius_cos is not None]
+        wanted = [int(p.focus_wanted) for _, p in parts if p.focus_wanted is not None]
+        radii = parts[0][1].radii if len(parts) == 1 else None
         return Selection(
             rows=rows,
             features=feats[by_row].to(tokens.features.dtype),
@@ -232,14 +205,9 @@ class Method(ABC):
             priority=priority,
             saliency=tokens.saliency,
             relevance=tokens.relevance,
-            radii=radii,
-            focus_wanted=wanted,
-            certificate=None if radius is None else certify(radius),
+            radii=None if radii is None else radii[~radii.isnan()],
+            focus_wanted=sum(wanted) if wanted else None,
+            certificate=certify(max(reached)) if reached else None,
             geometry=tokens.geometry,
             method=self.name,
         )
-
-
-def _finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite. A finite sum tells without another tensor of that size."""
-    return bool(torch.isfinite(values.detach().sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())

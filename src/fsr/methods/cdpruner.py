@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fsr.kernels import cosine, dpp_map
+from fsr.kernels import directions, dpp_tokens
 from fsr.methods.base import Method, Picks, register
 from fsr.stages.normalise import minmax
 from fsr.tokens import Stage, VisualTokens
@@ -77,5 +77,5 @@ class CDPruner(Method):
         """See `Method.pick`."""
         relevance = self.need(tokens, "relevance")
         quality = stackwide(relevance) if self.faithful else minmax(relevance, tokens.relevance_span)
-        rows = dpp_map(cosine(tokens.features), quality, k)
+        rows = dpp_tokens(directions(tokens.features), quality, k)
         return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.FOCUS)), priority=quality)

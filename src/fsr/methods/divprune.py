@@ -61,5 +61,5 @@ class DivPrune(Method):
         first = loneliest(similarity)
         preset = torch.full((len(first), k), -1, dtype=torch.long, device=first.device)
         preset[:, 0] = first
-        rows, radii, rest = farthest_points(similarity, preset)
+        rows, radii, rest, _ = farthest_points(similarity, preset)
         return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=rest)

@@ -34,5 +34,5 @@ class Farthest(Method):
         saliency = self.need(tokens, "saliency")
         preset = torch.full((len(saliency), k), -1, dtype=torch.long, device=tokens.features.device)
         preset[:, 0] = saliency.argmax(dim=-1)
-        rows, radii, rest = farthest_tokens(directions(tokens.features), preset)
+        rows, radii, rest, _ = farthest_tokens(directions(tokens.features), preset)
         return Picks(rows=rows, stage=torch.full_like(rows, int(Stage.SCAN)), radii=radii, radius_cos=rest)

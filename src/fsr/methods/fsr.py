@@ -104,7 +104,9 @@ class FSR(Method):
         """Focus, scan and refine B stacked images. Choices carry no gradient; kept and merged features do."""
         with torch.no_grad():
             phi, wanted, units, scanned = self._choose(tokens, k)
-        features, merged_into = refine(tokens.features, units, scanned.rows, scanned.scanned, phi, self.kappa)
+        features, merged_into = refine(
+            tokens.features, units, scanned.rows, scanned.scanned, phi, self.kappa, scanned.similarity
+        )
         return Picks(
             rows=scanned.rows,
             stage=torch.where(scanned.scanned, int(Stage.SCAN), int(Stage.FOCUS)),

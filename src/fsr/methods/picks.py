@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsr.timing import fetch
 from fsr.tokens import Geometry, Stage, VisualTokens
 
-__all__ = ["Picks", "keep_all", "row", "signature", "stack"]
+__all__ = ["Picks", "keep_all", "row", "signature", "stack", "with_numbers"]
+
+NUMBERS = ("radii", "focus_wanted", "radius_cos")
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ def signature(tokens: VisualTokens) -> tuple[Any, ...]:
 def stack(images: Sequence[VisualTokens]) -> VisualTokens:
     first = images[0]
 
+    def together(values: Sequence[Tensor]) -> Tensor:
+        return values[0][None] if len(values) == 1 else torch.stack(list(values))
+
     def stacked(values: Iterable[Tensor | None]) -> Tensor | None:
-        present = list(values)
-        if present[0] is None:
-            return None
-        return present[0][None] if len(present) == 1 else torch.stack([v for v in present if v is not None])
+        present = [v for v in values if v is not None]
+        return together(present) if present else None
 
     where = [t.geometry for t in images if t.geometry is not None]
     geometry = None
@@ -65,12 +69,12 @@ def stack(images: Sequence[VisualTokens]) -> VisualTokens:
         geometry = Geometry(torch.stack(boxes), torch.stack(tile), torch.stack(frame))
 
     return VisualTokens(
-        features=torch.stack([t.features for t in images]),
+        features=together([t.features for t in images]),
         saliency=stacked(t.saliency for t in images),
         relevance=stacked(t.relevance for t in images),
         geometry=geometry,
         encoder=stacked(t.encoder for t in images),
-        extra={k: torch.stack([t.extra[k] for t in images]) for k in first.extra},
+        extra={k: together([t.extra[k] for t in images]) for k in first.extra},
         saliency_span=stacked(t.saliency_span for t in images),
         relevance_span=stacked(t.relevance_span for t in images),
     )
@@ -88,3 +92,12 @@ def row(picks: Picks, b: int) -> Picks:
         value = getattr(picks, f.name)
         values[f.name] = None if value is None else value[b]
     return replace(picks, **values)
+
+
+def with_numbers(picked: Sequence[Picks]) -> list[Picks]:
+    """The same with what people read, `NUMBERS`, on the CPU: one wait for all."""
+    there = [(i, name) for i, p in enumerate(picked) for name in NUMBERS if getattr(p, name) is not None]
+    told: list[dict[str, Any]] = [{} for _ in picked]
+    for (i, name), value in zip(there, fetch([getattr(picked[i], name) for i, name in there])):
+        told[i][name] = value
+    return [replace(p, **values) for p, values in zip(picked, told)]

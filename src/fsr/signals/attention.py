@@ -26,6 +26,7 @@ __all__ = [
     "attention_layers",
     "cls_attention",
     "eager_if_compiled",
+    "hook_lock",
     "projections",
     "received_attention",
     "record_layers",
@@ -34,7 +35,7 @@ __all__ = [
 
 _recording: ContextVar[Any] = ContextVar("fsr_recording", default=None)
 # torch numbers hooks with an unguarded counter: two threads that register at once could share a number and lose a hook.
-_hook_lock = threading.Lock()
+hook_lock = threading.Lock()
 # `set_stance` is global to the process.
 _stance_lock = threading.RLock()
 
@@ -137,7 +138,7 @@ def record_layers(tower: nn.Module, layers: Sequence[int]) -> Iterator[Callable[
         return hook
 
     handles = []
-    with _hook_lock:
+    with hook_lock:
         for layer, module in chosen.items():
             for part, projection in projections(module).items():
                 handles.append(projection.register_forward_hook(keep((layer, part))))
@@ -147,7 +148,7 @@ def record_layers(tower: nn.Module, layers: Sequence[int]) -> Iterator[Callable[
         yield lambda layer: _states(chosen[layer], layer, store)
     finally:
         _recording.reset(token)
-        with _hook_lock:
+        with hook_lock:
             for handle in handles:
                 handle.remove()
 

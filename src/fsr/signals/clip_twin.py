@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn.functional import layer_norm, normalize
 
 from fsr.errors import RelevanceError
 from fsr.quiet import without_progress_bars
+from fsr.signals.text_cache import TextCache
 
 __all__ = ["ClipTwin", "Resemblance", "embeddings_of", "load_twin", "resemblance", "save_twin"]
 
@@ -72,7 +72,8 @@ class ClipTwin:
         self.tokenizer = tokenizer
         self.head = {name: head[name].detach().float() for name in HEAD_NAMES}
         self.eps, self.sign, self.layer, self.source = eps, sign, layer, source
-        self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._heads: dict[torch.device, dict[str, Tensor]] = {}
+        self.texts = TextCache(self._embed)
 
     @classmethod
     def from_checkpoint(cls, repository: str, *, sign: int, layer: int = -2) -> ClipTwin:
@@ -108,7 +109,9 @@ class ClipTwin:
     @torch.no_grad()
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Unit vectors in the common space: [..., C] -> float32 [..., P]."""
-        head = {name: value.to(patches.device) for name, value in self.head.items()}
+        if patches.device not in self._heads:
+            self._heads[patches.device] = {name: value.to(patches.device) for name, value in self.head.items()}
+        head = self._heads[patches.device]
         width = patches.shape[-1:]
         weight, bias = head["post_layernorm.weight"], head["post_layernorm.bias"]
         if width != weight.shape:
@@ -119,24 +122,20 @@ class ClipTwin:
             layer_norm(patches.float(), width, weight, bias, self.eps) @ head["visual_projection"].T, dim=-1
         )
 
-    @torch.no_grad()
     def embed_text(self, question: str, device: torch.device) -> Tensor:
         """The question as a unit vector, float32 [P]. Texts beyond the tower's length are cut into chunks and
         averaged."""
-        key = (question, str(device))
-        if (known := self._cache.get(key)) is not None:
-            return known
+        return self.texts(question, device)
+
+    @torch.no_grad()
+    def _embed(self, question: str, device: torch.device) -> Tensor:
         if self.text.device != device:
             self.text.to(device)
         parts = [
             normalize(self.text(input_ids=torch.tensor([ids], device=device)).text_embeds[0].float(), dim=-1)
             for ids in self._chunks(question)
         ]
-        vector = normalize(torch.stack(parts).mean(dim=0), dim=-1)
-        self._cache[key] = vector
-        while len(self._cache) > 256:
-            self._cache.pop(next(iter(self._cache)), None)
-        return vector
+        return normalize(torch.stack(parts).mean(dim=0), dim=-1)
 
     def compare(self, tower: nn.Module) -> Resemblance:
         """Compare patch and position embeddings with a model's vision tower."""

@@ -16,9 +16,37 @@ from torch import Tensor
 
 from fsr.errors import QuestionError
 
-__all__ = ["cut_question", "extract_questions", "turn_frame"]
+__all__ = ["cut_question", "extract_questions", "questions_of", "turn_frame"]
 
 SENTINEL = "fsrquestionsentinel"
+
+
+def questions_of(
+    processor: Any, input_ids: Tensor, mask: Tensor, pictured: list[int], question: Any, placeholders: Collection[int]
+) -> tuple[list[str | None], bool]:
+    """One question per row of `input_ids` [B, L], and True if one was read without a chat template.
+
+    pictured: rows with pictures; the others need no question. question: given by the caller, one for all rows or one
+    per row, or None: then `extract_questions` reads it from the prompt.
+
+    Raises:
+        QuestionError: none, an empty one, or another number of them than rows.
+    """
+    rows, plain = input_ids.shape[0], False
+    if isinstance(question, str):
+        given: list[str | None] = [question] * rows
+    elif question is not None:
+        given = list(question)
+        if len(given) != rows:
+            raise QuestionError(f"{len(given)} questions for {rows} prompts: give one string, or one per prompt.")
+    else:
+        found, plain = extract_questions(processor, input_ids[pictured], mask[pictured], placeholders)
+        by_row = dict(zip(pictured, found))
+        given = [by_row.get(row) for row in range(rows)]
+    for row in pictured:
+        if not (given[row] or "").strip():
+            raise QuestionError(f"the question of prompt {row} is empty: give question=..., or relevance='none'.")
+    return given, plain
 
 
 def extract_questions(

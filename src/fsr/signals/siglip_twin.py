@@ -9,7 +9,6 @@ the checkpoint, because the head was trained on top of them; nothing else of the
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import normalize
 
 from fsr.errors import RelevanceError
 from fsr.signals.clip_twin import Resemblance, embeddings_of, resemblance
+from fsr.signals.text_cache import TextCache
 
 __all__ = ["SiglipTwin"]
 
@@ -42,7 +42,7 @@ class SiglipTwin:
         self.text: Any = text.eval().requires_grad_(False)
         self.vision: Any = vision.float().eval().requires_grad_(False)
         self.tokenizer, self.sign, self.source = tokenizer, sign, source
-        self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self.texts = TextCache(self._embed)
 
     @classmethod
     def from_checkpoint(cls, repository: str, *, tower_layers: int, sign: int = 1) -> SiglipTwin:
@@ -87,13 +87,13 @@ class SiglipTwin:
         alone = self.vision.head(x.flatten(0, 1).unsqueeze(1))
         return normalize(alone.unflatten(0, states.shape[:2]), dim=-1)
 
-    @torch.no_grad()
     def embed_text(self, question: str, device: torch.device) -> Tensor:
         """The question as a unit vector, float32 [C]. Texts beyond the tower's length are cut into chunks and
         averaged."""
-        key = (question, str(device))
-        if (known := self._cache.get(key)) is not None:
-            return known
+        return self.texts(question, device)
+
+    @torch.no_grad()
+    def _embed(self, question: str, device: torch.device) -> Tensor:
         if self.text.device != device:
             self.text.to(device)
         longest = self.text.config.max_position_embeddings
@@ -104,11 +104,7 @@ class SiglipTwin:
             texts = [self.tokenizer.decode(ids[i : i + room]) for i in range(0, len(ids), room)]
         batch = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         out = self.text(input_ids=batch["input_ids"].to(device)).pooler_output.float()
-        vector = normalize(normalize(out, dim=-1).mean(dim=0), dim=-1)
-        self._cache[key] = vector
-        while len(self._cache) > 256:
-            self._cache.pop(next(iter(self._cache)), None)
-        return vector
+        return normalize(normalize(out, dim=-1).mean(dim=0), dim=-1)
 
     def compare(self, tower: nn.Module) -> Resemblance:
         """Compare patch and position embeddings with a model's vision tower."""

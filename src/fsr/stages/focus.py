@@ -53,7 +53,7 @@ def focus(phi: Tensor, k: int, rho: float = 0.9, mass: FocusMass = "all", max_fo
     held = values.to(wide(phi.device)).cumsum(dim=-1)
     total = held[:, -1:] if mass == "all" else held[:, k - 1 : k]
     # The first k whose mass reaches rho * Z is one more than the number of prefixes that do not.
-    wanted = torch.where(total[:, 0] > 0, (held < rho * total).sum(dim=-1) + 1, 0)
+    wanted = ((held < rho * total).sum(dim=-1) + 1) * (total[:, 0] > 0)
     # One token of evidence at least, or a budget of one would ignore the question.
     cap = min(k, max(1, math.floor(max_focus * k + 1e-9))) if max_focus > 0 else 0
     size = wanted.clamp(max=cap)

@@ -40,7 +40,7 @@ def minmax(scores: Tensor, span: Tensor | None = None) -> Tensor:
     x = scores.float()
     low, high = _span(x, span)
     width = high - low
-    return torch.where(width > 0, (x - low) / torch.where(width > 0, width, 1.0), 1.0)
+    return ((x - low) / width).masked_fill_(width == 0, 1.0)
 
 
 def rank(scores: Tensor) -> Tensor:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fsr.kernels import cosine_rows, matmul_each
+from fsr.kernels import absorb, nearest_anchor
 from fsr.stages.ranking import ranked
 
 __all__ = ["refine"]
 
 
 def refine(
-    features: Tensor, units: Tensor, rows: Tensor, scanned: Tensor, phi: Tensor, kappa: float = 1.0
+    features: Tensor,
+    units: Tensor,
+    rows: Tensor,
+    scanned: Tensor,
+    phi: Tensor,
+    kappa: float = 1.0,
+    similarity: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Let scan anchors absorb the dropped tokens that are most like them; focus tokens stay as they are, bit for bit.
 
@@ -27,6 +33,7 @@ def refine(
         rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are scan anchors.
         phi: float32 [B, N], priorities.
         kappa: absorbed tokens per anchor.
+        similarity: [B, N, N], the cosines of `units`, where they are known already (see `Scan`).
 
     Returns:
         features [B, K, D] in the order of `rows` and the dtype of the input; long [B, N], the row that absorbed each
@@ -34,31 +41,16 @@ def refine(
     """
     batch, n, width = features.shape
     k = rows.shape[1]
-    kept = features.gather(1, rows[..., None].expand(-1, -1, width))
     merged_into = torch.full((batch, n), -1, dtype=torch.long, device=features.device)
     most = min(int(kappa * k + 1e-6), n - k)
     if most == 0:
-        return kept, merged_into
+        return features.gather(1, rows[..., None].expand(-1, -1, width)), merged_into
 
-    # In raster order the first of several equal maxima is the anchor of lowest index.
-    raster, position = rows.sort(dim=1)
-    likeness = cosine_rows(units, raster).masked_fill(~scanned.gather(1, position)[..., None], -torch.inf)
-    nearest, anchor = likeness.max(dim=1)
-    sources = ranked(nearest.scatter(1, rows, -torch.inf))[1][:, :most]
+    nearest, anchor = nearest_anchor(units, similarity, rows, scanned)
+    sources = ranked(nearest)[1][:, :most]
     absorbed = (scanned.sum(dim=1, keepdim=True).float() * kappa + 1e-6).floor()
     counts = torch.arange(most, device=features.device) < absorbed
     into = anchor.gather(1, sources)
-    target = torch.where(counts, raster.gather(1, into), -1)
-    merged_into = merged_into.scatter(1, sources, target)
-
-    into = position.gather(1, into)
+    merged_into = merged_into.scatter(1, sources, torch.where(counts, rows.gather(1, into), -1))
     weight = phi.gather(1, sources) * counts
-    gathered = weight.new_zeros(batch, k, most).scatter(1, into[:, None, :], weight[:, None, :])
-    taken = gathered.sum(dim=2)
-    own = phi.gather(1, rows)
-    total = torch.where(taken > 0, own + taken, 1.0)
-    absorbed_mean = matmul_each(
-        gathered / total[..., None], features.gather(1, sources[..., None].expand(-1, -1, width)).float()
-    )
-    mean = (own / total)[..., None] * kept.float() + absorbed_mean
-    return torch.where((taken > 0)[..., None], mean.to(features.dtype), kept), merged_into
+    return absorb(features, rows, sources, into, weight, phi.gather(1, rows)), merged_into

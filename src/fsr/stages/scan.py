@@ -31,12 +31,14 @@ class Scan(NamedTuple):
     radii: float32 [B, K], covering radius (largest 1 - cos to the nearest chosen token) before each scan step, NaN at
         focus steps. With nothing chosen yet it is 2, the largest value of 1 - cos.
     radius: float32 [B], covering radius of all tokens in the end (0 if all were chosen).
+    similarity: float32 [B, N, N] or None, the cosines of all pairs where Scan made them: Refine needs some again.
     """
 
     rows: Tensor
     scanned: Tensor
     radii: Tensor
     radius: Tensor
+    similarity: Tensor | None = None
 
 
 def scan(units: Tensor, chosen: Focus, saliency: Tensor) -> Scan:
@@ -51,6 +53,5 @@ def scan(units: Tensor, chosen: Focus, saliency: Tensor) -> Scan:
     scanned = step >= chosen.size[:, None]
     start = scanned & (step == 0)
     preset = torch.where(start, saliency.argmax(dim=-1, keepdim=True), chosen.rows)
-    rows, radii, rest = farthest_tokens(units, preset)
-    radii = torch.where(start, torch.full_like(radii, 2.0), radii)
-    return Scan(rows, scanned, radii, rest)
+    rows, radii, rest, similarity = farthest_tokens(units, preset)
+    return Scan(rows, scanned, radii.masked_fill_(start, 2.0), rest, similarity)
