@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fsr.evaluation.question_set import build
 from fsr.methods import get
-from fsr.serving.batch import batch
-from fsr.serving.batch_job import Job
+from fsr.serving.batch.job import Job
+from fsr.serving.batch.pool import batch
 
 
 def draw(folder: Path, questions: int) -> Path:

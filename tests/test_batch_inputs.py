@@ -12,8 +12,8 @@ import pytest
 from fsr.cli import main
 from fsr.errors import UsageError
 from fsr.methods import get
-from fsr.serving.batch_inputs import Row, cut, read_rows
-from fsr.serving.batch_job import SETTINGS, Job
+from fsr.serving.batch.inputs import Row, cut, read_rows
+from fsr.serving.batch.job import SETTINGS, Job
 
 QUESTION = "what is this ?"
 

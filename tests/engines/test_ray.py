@@ -33,10 +33,10 @@ from fsr.evaluation.question_set import build
 from fsr.images import open_image
 from fsr.methods import get
 from fsr.models import load
-from fsr.serving.batch_inputs import Row, read_rows
-from fsr.serving.batch_job import SETTINGS, Job
-from fsr.serving.batch_results import SCHEMA, check_answered, part_file, read_parts, write_part
-from fsr.serving.batch_worker import Worker
+from fsr.serving.batch.inputs import Row, read_rows
+from fsr.serving.batch.job import SETTINGS, Job
+from fsr.serving.batch.results import SCHEMA, check_answered, part_file, read_parts, write_part
+from fsr.serving.batch.worker import Worker
 
 QUESTIONS = 500
 BAD = {

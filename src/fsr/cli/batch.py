@@ -15,7 +15,7 @@ from fsr.cli.options import add_method_arguments, build_method, keep_value
 from fsr.errors import UsageError
 
 if TYPE_CHECKING:
-    from fsr.serving.batch import Summary
+    from fsr.serving.batch.pool import Summary
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Answer what is not answered yet; exit status 0 when every row was tried."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise UsageError("`fsr batch` needs Ray Data: pip install 'fsr-vlm[ray]'.")
-    from fsr.serving.batch import batch
-    from fsr.serving.batch_job import Job
+    from fsr.serving.batch.job import Job
+    from fsr.serving.batch.pool import batch
 
     job = Job(
         source=Path(args.input).expanduser().resolve(),

@@ -21,10 +21,10 @@ from fsr.errors import FeatureError, FSRError, QuestionError, UsageError
 from fsr.images import bundled_scene
 from fsr.models import load
 from fsr.pruner import prune
-from fsr.serving.batch_inputs import Row
-from fsr.serving.batch_job import SETTINGS, Job
-from fsr.serving.batch_pictures import Pictures
-from fsr.serving.batch_results import part_file, write_part
+from fsr.serving.batch.inputs import Row
+from fsr.serving.batch.job import SETTINGS, Job
+from fsr.serving.batch.pictures import Pictures
+from fsr.serving.batch.results import part_file, write_part
 
 __all__ = ["Reply", "Worker"]
 
@@ -35,7 +35,7 @@ class _RowError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """One row's answer, or its error; tokens as in `batch_results.SCHEMA`."""
+    """One row's answer, or its error; tokens as in `results.SCHEMA`."""
 
     answer: str | None = None
     error: str | None = None

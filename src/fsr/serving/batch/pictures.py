@@ -11,7 +11,7 @@ from PIL import Image
 
 from fsr.errors import UsageError
 from fsr.images import decode_image, open_image
-from fsr.serving.batch_inputs import Row
+from fsr.serving.batch.inputs import Row
 
 __all__ = ["Pictures"]
 

@@ -1,18 +1,4 @@
-"""`fsr batch`: many pictures and questions through a pool of workers, over Ray Data; answers as a folder of Parquet.
-
-- **A row** is known by its id (see `batch_inputs`), **a batch** by the ids of its rows. The worker that answered a
-  batch writes it as one Parquet part itself, atomically, under a name made from those ids (see `batch_results`).
-- **A worker that dies** is started again by Ray, and its unfinished batch is asked again; one whose part is there is
-  not. A batch that was given up by `RETRIES` more dying workers stops the job.
-- **A run that was stopped**, at any moment and by anything, is continued by the same command: it reads the ids of all
-  parts and asks only the other rows. Other settings, or another input, are refused. Rows may be added to an input.
-- **At the end** the parts are read again and compared with the input: every row once, or an error.
-- **A bad row** is a row with its `error`; it counts as tried and is not asked again (see `batch_worker` for what is bad
-  and what stops the job).
-
-The same code runs on the cluster at `address`: every machine needs this package, and must see the input, the output and
-the model under the same paths. With GPUs in the cluster (or in this machine) each worker gets one.
-"""
+"""The pool of workers, over Ray Data: see `fsr.serving.batch`."""
 
 from __future__ import annotations
 
@@ -32,10 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fsr.errors import UsageError
-from fsr.serving.batch_inputs import Row, cut, read_rows
-from fsr.serving.batch_job import Job
-from fsr.serving.batch_results import check_answered, read_parts, sweep
-from fsr.serving.batch_worker import Worker
+from fsr.serving.batch.inputs import Row, cut, read_rows
+from fsr.serving.batch.job import Job
+from fsr.serving.batch.results import check_answered, read_parts, sweep
+from fsr.serving.batch.worker import Worker
 
 __all__ = ["Summary", "batch"]
 

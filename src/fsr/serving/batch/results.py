@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from fsr.errors import UsageError
-from fsr.serving.batch_inputs import Row
+from fsr.serving.batch.inputs import Row
 
 __all__ = ["SCHEMA", "check_answered", "part_file", "read_parts", "sweep", "write_part"]
 
