@@ -310,8 +310,8 @@ class ByHand:
             patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=16 * 16, max_pixels=48 * 48, size=None
         )
 
-    def apply_chat_template(self, turn, **_):
-        image = turn[0]["content"][0]["image"]
+    def apply_chat_template(self, turns, **_):
+        image = turns[0][0]["content"][0]["image"]
         seen = self.image_processor(images=[image], return_tensors="pt")
         count = int(seen["image_grid_thw"].prod()) // 4
         ids = [1, families.OPEN, *[families.IMAGE] * count, families.CLOSE, 9, 30, 31]
@@ -332,7 +332,7 @@ def test_qwen_from_picture_to_page():
     image = tiny.picture(2).resize((96, 64))
     methods = [FSR(keep=0.2, relevance="none")]
     (case,) = gather(model, processor, image, ["what is it ?"], methods, relevance="none", max_new_tokens=5)
-    inputs = processor.apply_chat_template([{"content": [{"image": image}]}])
+    inputs = processor.apply_chat_template([[{"content": [{"image": image}]}]])
     out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert case.unpruned.text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
     with fsr.prune(model, methods[0], relevance="none"):
