@@ -31,8 +31,10 @@ def table(result: dict) -> str:
         cells += [f"{whole['median']:.1f} ({whole['p10']:.0f}-{whole['p90']:.0f})", f"{row['kv_bytes'] / 2**20:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     ratios = [
-        f"{row['method']} {row['visual_tokens']['after']}: prefill {row['times_faster']['prefill']:.2f}x faster for "
-        f"{row['llm_flop_ratio']:.2f}x fewer FLOPs ({100 * row['prefill_ratio_over_flop_ratio']:.0f} %)."
+        f"{row['method']} {row['visual_tokens']['after']}: {row['llm_flop_ratio']:.2f}x fewer FLOPs; prefill "
+        f"{row['times_faster']['prefill']:.2f}x faster ({100 * row['prefill_ratio_over_flop_ratio']:.0f} % of that), "
+        f"its language layers {row['times_faster']['language_layers']:.2f}x "
+        f"({100 * row['layers_ratio_over_flop_ratio']:.0f} %)."
         for row in result["results"]
         if "prefill_ratio_over_flop_ratio" in row
     ]

@@ -48,11 +48,12 @@ def test_every_variant_is_measured_at_every_batch_size(results: list[Result]) ->
         (name, batch) for batch in (1, 2) for name in ("unpruned", "fsr", "fastv")
     ]
     for r in results:
-        assert set(r.times) == {*STAGES, "time_to_first_token", "end_to_end", "decode_per_token"}
+        assert set(r.times) == {*STAGES, "language_layers", "time_to_first_token", "end_to_end", "decode_per_token"}
         assert r.times["end_to_end"].count == 2 and r.times["decode_per_token"].count == 2 * 2
         for stage in ("vision_tower", "prefill", "decode"):
             assert r.times[stage].median > 0
         assert r.times["time_to_first_token"].median < r.times["end_to_end"].median
+        assert 0 < r.times["language_layers"].median < r.times["prefill"].median
 
 
 def test_stages_of_a_single_round_add_up_to_the_whole(subject: Subject) -> None:

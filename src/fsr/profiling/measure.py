@@ -71,7 +71,8 @@ class Result:
     """One method, budget and batch size.
 
     method: its name, "unpruned" for the model as it is. keep: the budget (None: all). times: milliseconds of the whole
-    batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token".
+    batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token", "language_layers"
+    (the part of the prefill without embedding, merging and LM head).
     visual_before: visual tokens of one prompt; layers: those left in each language layer; text: the others.
     kv_bytes: the real cache right after the prefill; kv_visual_bytes: the share of it that visual tokens take.
     skipped: why it could not run, else "".
@@ -204,8 +205,9 @@ def _run(subject: Subject, variant: _Variant, plan: Plan, number: int) -> tuple[
     steps = [1e3 * (b - a) for (_, a), (_, b) in zip(clock.passes, clock.passes[1:])]
     first_start, first_end = clock.passes[0]
     stages["prefill"] = 1e3 * (first_end - first_start)
+    stages["language_layers"] = clock.layers_ms
     stages["decode"] = sum(steps)
-    stages["rest"] = 1e3 * (ended - began) - sum(v for k, v in stages.items() if k != "rest")
+    stages["rest"] = 1e3 * (ended - began) - sum(stages[name] for name in STAGES if name != "rest")
     stages["time_to_first_token"] = 1e3 * (first_end - began)
     stages["end_to_end"] = 1e3 * (ended - began)
     layers = tuple(n - text for n in clock.lengths)
@@ -243,7 +245,8 @@ class _Clock:
         self.passes: list[tuple[float, float]] = []
         self.kv_bytes = 0
         self.lengths: tuple[int, ...] = ()
-        self._start = 0.0
+        self.layers_ms = 0.0
+        self._start = self._entered = 0.0
 
     def before(self, model: Any, args: Any) -> None:
         wait(model.device)
@@ -257,11 +260,26 @@ class _Clock:
             self.kv_bytes = cache_bytes(cache)
             self.lengths = tuple(layer.get_seq_length() for layer in cache.layers)
 
+    def enter(self, decoder: Any, args: Any) -> None:
+        wait(next(decoder.parameters()).device)
+        self._entered = perf_counter()
+
+    def leave(self, decoder: Any, args: Any, output: Any) -> None:
+        wait(next(decoder.parameters()).device)
+        if not self.passes:
+            self.layers_ms = 1e3 * (perf_counter() - self._entered)
+
 
 @contextmanager
 def _clock(model: Any) -> Iterator[_Clock]:
     clock = _Clock()
-    handles = [model.register_forward_pre_hook(clock.before), model.register_forward_hook(clock.after)]
+    decoder = model.get_decoder()
+    handles = [
+        model.register_forward_pre_hook(clock.before),
+        model.register_forward_hook(clock.after),
+        decoder.register_forward_pre_hook(clock.enter),
+        decoder.register_forward_hook(clock.leave),
+    ]
     try:
         yield clock
     finally:

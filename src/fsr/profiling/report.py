@@ -130,12 +130,13 @@ def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
         first, answer = ceilings(base)
         row["ceiling"] = {"time_to_first_token": round(first, 4), "end_to_end": round(answer, 4)}
         return row
-    names = ("prefill", "time_to_first_token", "end_to_end", "decode_per_token")
+    names = ("prefill", "language_layers", "time_to_first_token", "end_to_end", "decode_per_token")
     row["times_faster"] = {name: round(old[name] / t[name], 4) for name in names}
     full = _llm_flops(subject, base)
     if flops and full:
         row["llm_flop_ratio"] = round(full / flops, 4)
         row["prefill_ratio_over_flop_ratio"] = round(old["prefill"] / t["prefill"] / (full / flops), 4)
+        row["layers_ratio_over_flop_ratio"] = round(old["language_layers"] / t["language_layers"] / (full / flops), 4)
     return row
 
 
