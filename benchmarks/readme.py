@@ -20,7 +20,7 @@ def between(text: str, name: str, inner: str) -> str:
 def label(name: str) -> str:
     """How the README calls a contender."""
     inside = name in available() and available()[name].where.startswith("inside")
-    return {"fsr:max_focus=1.0": "fsr as in the paper"}.get(name, f"{name} *" if inside else name)
+    return {"fsr-paper": "fsr as in the paper"}.get(name, f"{name} *" if inside else name)
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ from server import Server, chat  # noqa: E402
 import tiny  # noqa: E402
 
 SIDE, PATCH, LONGEST = 384, 16, 16
+# Without those that begin a turn.
+WORDS = [word for word in tiny.WORDS if not word.endswith(":")]
 
 
 def checkpoint(folder: Path) -> str:
@@ -89,7 +91,7 @@ def load(server: Server, clients: int, each: int) -> dict[str, Any]:
     bodies = []
     for number in range(clients * each):
         picture = Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
-        question = " ".join(rng.choice(tiny.WORDS, 12)) + f" {number}"
+        question = " ".join(rng.choice(WORDS, 12)) + f" {number}"
         bodies.append({**chat(question, picture, longest=LONGEST), "ignore_eos": True})
 
     def client(mine: list[dict[str, Any]]) -> None:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsr import FSR, PaperFSR
 from fsr.errors import UsageError
-from fsr.methods import FSR
 from fsr.tokens import Stage, VisualTokens
 
 FOLDER = Path(__file__).parent / "oracles"
@@ -44,7 +44,7 @@ def test_equals_the_transcription_of_the_paper(case, kind, sign, space):
         saliency=saliency,
         relevance=cos.float() * (-1 if sign == "neg" else 1),
     )
-    method = FSR(keep=k, max_focus=1.0, distance="encoder" if space == "pre" else "projected")
+    method = PaperFSR(keep=k, distance="encoder" if space == "pre" else "projected")
     (s,) = method([tokens])
     name = f"{kind}_{sign}_{space}"
     torch.testing.assert_close(s.priority, out[f"{kind}_{sign}_phi"].float(), atol=1e-5, rtol=1e-4)
@@ -103,12 +103,34 @@ def naive(tokens, keep, alpha=3.0, beta=1.0, rho=0.9, kappa=1.0):
 @given(st.integers(0, 10**6), st.integers(2, 39), st.sampled_from([0.0, 1.0, 2.5]))
 def test_equals_a_naive_loop(seed, keep, kappa):
     tokens = sample(seed)
-    (s,) = FSR(keep=keep, kappa=kappa, max_focus=1.0)([tokens])
+    (s,) = PaperFSR(keep=keep, kappa=kappa)([tokens])
     k_f, focus, scan, rows, features = naive(tokens, keep, kappa=kappa)
     assert s.focus_wanted == k_f
     assert s.rows[s.stage == Stage.FOCUS].tolist() == focus
     assert s.rows[s.order.argsort()][s.n_focus :].tolist() == scan and s.rows.tolist() == rows
     np.testing.assert_allclose(s.features.double().numpy(), features, atol=2e-6)
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(2, 39), st.sampled_from([0.5, 0.9, 0.99]), st.sampled_from([0.25, 1.0]))
+def test_distinct_focus_equals_a_naive_loop(seed, keep, rho, most):
+    """The evidence counts once however often it is there: tokens come in near copies here."""
+    tokens = sample(seed, n=60)
+    near = tokens.features[torch.arange(60) // 4 * 4] + 0.1 * tokens.features
+    tokens = VisualTokens(features=near, saliency=tokens.saliency, relevance=tokens.relevance)
+    (s,) = FSR(keep=keep, rho=rho, max_focus=most)([tokens])
+    v = near.double().numpy()
+    v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    phi = [float(p) for p in s.priority]
+    focus = []
+    while len(focus) < max(1, int(most * keep)):
+        gap = [min([1.0, *(max(0.0, 1 - v[i] @ v[j]) for j in focus)]) if i not in focus else 0.0 for i in range(60)]
+        uncovered = [p * g for p, g in zip(phi, gap)]
+        if sum(uncovered) <= (1 - rho) * sum(phi) + 1e-6 * sum(phi):
+            break
+        focus.append(max(range(60), key=lambda i: uncovered[i]))
+    assert s.n_focus == len(focus) == s.focus_wanted
+    assert s.rows[s.order.argsort()][: s.n_focus].tolist() == focus
 
 
 @few
@@ -152,8 +174,9 @@ def test_the_certificate_tells_the_true_radius(seed, keep):
 
 def test_the_ends_of_the_options():
     tokens = sample(1)
-    (no_scan,) = FSR(keep=10, rho=1.0, max_focus=1.0)([tokens])
-    assert no_scan.n_scan == 0
+    for method in (FSR, PaperFSR):
+        (no_scan,) = method(keep=10, rho=1.0)([tokens])
+        assert no_scan.n_scan == 0
     (capped,) = FSR(keep=10, max_focus=0.3)([tokens])
     assert capped.n_focus <= 3
     (no_relevance,) = FSR(keep=10, relevance="none")([tokens])
@@ -161,7 +184,7 @@ def test_the_ends_of_the_options():
     assert torch.equal(no_relevance.rows, alpha_zero.rows)
     (without,) = FSR(keep=10, relevance="none")([VisualTokens(features=tokens.features, saliency=tokens.saliency)])
     assert torch.equal(without.rows, no_relevance.rows)
-    (top_k,) = FSR(keep=10, focus_mass="top_k")([tokens])
+    (top_k,) = PaperFSR(keep=10, focus_mass="top_k")([tokens])
     assert top_k.focus_wanted <= 10
 
 
@@ -169,8 +192,8 @@ def test_the_ends_of_the_options():
     "options",
     [
         dict(alpha=-1), dict(beta=float("nan")), dict(rho=0), dict(rho=1.1), dict(kappa=-0.1), dict(max_focus=1.5),
-        dict(max_focus=True), dict(focus_mass="some"), dict(relevance="maybe"), dict(normalise="zscore"),
-        dict(distance="euclid"), dict(per="pixel"),
+        dict(max_focus=True), dict(focus_by="mass"), dict(focus_mass="some"), dict(relevance="maybe"),
+        dict(normalise="zscore"), dict(distance="euclid"), dict(per="pixel"),
     ],
 )  # fmt: skip
 def test_every_option_out_of_range_is_an_error(options):

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from fsr.kernels import cosine, cosine_rows, cpu, directions, dpp_tokens, farthest_tokens, lazy, reference
+from fsr.kernels import (
+    cosine,
+    cosine_rows,
+    cpu,
+    directions,
+    dpp_tokens,
+    farthest_tokens,
+    heaviest_tokens,
+    lazy,
+    reference,
+)
 from fsr.kernels.similarity import settle
 from greedy_inputs import KINDS, anchors, number, same, small, tokens
 
@@ -89,6 +99,37 @@ def test_dpp_of_tokens(kind, monkeypatch):
             assert torch.equal(fast, reference.dpp_map(cosine(x), quality, k)), seed
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_heaviest_points(kind):
+    for seed in range(180):
+        similarity, quality, preset = small(kind, seed)
+        k, left = preset.shape[1], (0.0, 1e-6, 0.1, 0.5, 1.0)[seed % 5]
+        fast, plain = (m.heaviest_points(similarity, quality, k, left).rows for m in (cpu, reference))
+        assert torch.equal(fast, plain), (kind, seed)
+        for row in fast.tolist():
+            taken = [i for i in row if i >= 0]
+            assert len(set(taken)) == len(taken) and row == taken + [-1] * (k - len(taken))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heaviest_of_tokens(kind, monkeypatch):
+    """Without the matrix: the plain loop on the cosines that it takes, but on all of them."""
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    for seed in range(60):
+        x, preset = many(kind, seed)
+        n, k = x.shape[1], preset.shape[1]
+        quality = torch.rand(2, n, generator=torch.Generator().manual_seed(seed)) ** 3
+        units = directions(x)
+        fast = heaviest_tokens(units, quality, k, 0.1)
+        assert fast.similarity is None
+        for b in range(2):
+            every = lazy.padded(units[b])
+            whole = torch.from_numpy(np.stack([lazy.row(every, every[i])[:n] for i in range(n)]))[None]
+            plain = reference.heaviest_points(whole, quality[b : b + 1], k, 0.1).rows[0]
+            assert torch.equal(fast.rows[b], plain), (kind, seed, b)
+            assert torch.equal(heaviest_tokens(units[b : b + 1], quality[b : b + 1], k, 0.1).rows[0], plain)
+
+
 def test_the_definitions_by_brute_force():
     similarity, quality, _ = small("gauss", 7)
     n, k = similarity.shape[1], 6
@@ -101,6 +142,16 @@ def test_the_definitions_by_brute_force():
             if j not in order[:step]
         }
         assert gains[pick] >= max(gains.values()) - 1e-5
+    chosen = []
+    for pick in reference.heaviest_points(similarity, quality, n, 0.2).rows[0].tolist():
+        gap = [min([1.0, *(max(0.0, 1 - float(similarity[0, i, j])) for j in chosen)]) for i in range(n)]
+        uncovered = [0.0 if i in chosen else float(quality[0, i]) * gap[i] for i in range(n)]
+        if pick < 0:
+            assert sum(uncovered) <= 0.2 * float(quality[0].sum())
+            break
+        assert sum(uncovered) > 0.2 * float(quality[0].sum()) and uncovered[pick] >= max(uncovered) - 1e-6
+        chosen.append(pick)
+    assert 0 < len(chosen) < n
     order = reference.coverage(similarity, quality, k)[0].tolist()
     best = torch.zeros(n)
     for pick in order:

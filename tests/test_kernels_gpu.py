@@ -60,7 +60,7 @@ def test_few_launches():
 @wheel
 def test_they_compile_without_a_gpu():
     found = told("compile", interpret=False)
-    assert len(found) == 8 * 2 * 2 and min(found.values()) > 1000
+    assert len(found) == 9 * 2 * 2 and min(found.values()) > 1000
 
 
 def test_the_device_chooses(monkeypatch):
@@ -81,6 +81,8 @@ class TestOnTheDevice:
             similarity, quality, preset = (x.cuda() for x in small(kind, seed, most=600, longest=80))
             k = preset.shape[1]
             assert same(kernels.farthest_points(similarity, preset), reference.farthest_points(similarity, preset))
+            fast, plain = (m.heaviest_points(similarity, quality, k, 0.1).rows for m in (kernels, reference))
+            assert torch.equal(fast, plain), (kind, seed)
             for name in ("dpp_map", "coverage"):
                 fast, plain = (getattr(m, name)(similarity, quality, k) for m in (kernels, reference))
                 assert torch.equal(fast, plain), (name, kind, seed)

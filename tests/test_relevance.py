@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 import tiny
 from fsr import FSR, ClipTwin, QuestionError, RelevanceError, load_twin, prepare, prune, save_twin
+from fsr.methods import PaperFSR
 from fsr.signals import relevance as module
 from fsr.signals.clip_twin import Resemblance
 from fsr.signals.relevance import calibrate_sign, fingerprint
@@ -217,9 +218,7 @@ def test_any_callable_with_a_layer_is_a_scorer(llava, single):
         def __call__(self, patches, question):
             return torch.arange(patches.shape[0], dtype=torch.float32) * len(question)
 
-    report = prepare(
-        llava, FSR(keep=9, beta=0.0, rho=1.0, max_focus=1.0), single, question="ab", relevance=Ramp()
-    ).report
+    report = prepare(llava, PaperFSR(keep=9, beta=0.0, rho=1.0), single, question="ab", relevance=Ramp()).report
     assert report.selections[0].rows.tolist() == list(range(27, 36))
 
 

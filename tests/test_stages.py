@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from fsr.errors import UsageError
 from fsr.kernels import directions
-from fsr.stages.focus import Focus, focus, priority
+from fsr.stages.focus import Focus, distinct_focus, focus, priority
 from fsr.stages.normalise import normalise
 from fsr.stages.ranking import ranked, top_k
 from fsr.stages.refine import refine
@@ -139,6 +139,32 @@ def test_focus_is_the_shortest_prefix(values, k, rho, mass, share):
 def test_no_priority_means_no_focus():
     chosen = focus(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), 2)
     assert chosen.size.tolist() == [0, 1] and chosen.rows.tolist() == [[-1, -1], [1, -1]]
+
+
+def test_distinct_focus_takes_every_object_once():
+    """Three objects of four, two and one equal patches: the prefix fills up with the first, distinct Focus does not."""
+    units = directions(torch.eye(3)[torch.tensor([0, 0, 0, 0, 1, 1, 2])][None])
+    phi = torch.tensor([[0.9, 1.0, 0.9, 0.9, 0.5, 0.5, 0.3]])
+    assert focus(phi, 3).rows.tolist() == [[1, 0, 2]]
+    chosen = distinct_focus(phi, units, 3, rho=0.95)
+    assert chosen.rows.tolist() == [[1, 4, 6]] and chosen.size.tolist() == [3]
+    # Of 5 in all, object 1 leaves 1.3 uncovered, object 2 leaves 0.3.
+    assert distinct_focus(phi, units, 3, rho=0.75).size.item() == 2
+    assert distinct_focus(phi, units, 7, rho=1.0).rows.tolist() == [[1, 4, 6, -1, -1, -1, -1]]
+    assert distinct_focus(phi, units, 3, rho=0.95, max_focus=0.7).rows.tolist() == [[1, 4, -1]]
+    assert distinct_focus(phi, units, 3, max_focus=0.1).rows.tolist() == [[1, -1, -1]]
+    assert distinct_focus(phi, units, 3, max_focus=0.0).rows.tolist() == [[-1, -1, -1]]
+
+
+def test_distinct_focus_of_tokens_without_likeness_is_the_prefix():
+    phi = torch.rand(2, 12, generator=torch.Generator().manual_seed(0)) ** 2
+    phi[1] = 0
+    for cap in (1.0, 0.5):
+        one = distinct_focus(phi, directions(torch.eye(12).expand(2, -1, -1)), 10, max_focus=cap)
+        other = focus(phi, 10, max_focus=cap)
+        assert torch.equal(one.rows, other.rows) and torch.equal(one.size, other.size)
+    # No picture has to know its neighbours.
+    assert torch.equal(distinct_focus(phi[:1], directions(torch.eye(12)[None]), 10, max_focus=0.5).rows, one.rows[:1])
 
 
 def test_a_long_tail_does_not_stall_the_sum():

@@ -17,6 +17,7 @@ import tiny
 from fsr import FSR, ClipTwin
 from fsr.cli import main
 from fsr.errors import UsageError
+from fsr.methods import PaperFSR
 from fsr.methods.visionzip import VisionZip
 from fsr.signals.clip_twin import save_twin
 from fsr.view.case import Case, Shown, as_seen, gather, nearest_kept
@@ -29,7 +30,7 @@ from fsr.view.report import render
 from fsr.view.sheet import Spot, lay_out
 
 NASTY = 'is </script><img src=x onerror="alert(1)"> & <b>there</b> ?'
-METHODS = [method(keep=keep) for keep in (12, 5) for method in (FSR, VisionZip)]
+METHODS = [*(method(keep=keep) for keep in (12, 5) for method in (FSR, VisionZip)), PaperFSR(keep=12)]
 
 
 class Page(HTMLParser):
@@ -172,6 +173,12 @@ def test_maps_have_words_for_those_who_cannot_see_them(page):
 
 def test_curves_say_what_the_selection_says(cases):
     shown = cases[0].shown[0]
+    s = shown.selection
+    assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(shown) and "ρ = 0.9" in mass_curve(shown)
+    assert len(shown.covered) == s.n_focus and list(shown.covered) == sorted(shown.covered)
+    assert shown.covered[-1] >= 0.9 - 1e-3 or s.n_focus == s.kept
+    assert s.n_focus == 1 or shown.covered[-2] < 0.9
+    shown = next(c for c in cases[0].shown if c.name == "fsr-paper")
     s = shown.selection
     assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(shown) and "90 %" in mass_curve(shown)
     phi = s.priority.sort(descending=True).values.double()

@@ -15,7 +15,9 @@ from pretend_device import PretendDevice
 METHODS = [
     FSR(keep=16),
     FSR(keep=16, normalise="rank", distance="encoder"),
-    FSR(keep=16, normalise="softmax", focus_mass="top_k", max_focus=0.0),
+    FSR(keep=16, normalise="softmax", max_focus=0.0),
+    get("fsr-paper", keep=16),
+    get("fsr-paper", keep=16, focus_mass="top_k", max_focus=0.5),
     get("cdpruner", keep=16),
     get("divprune", keep=16),
     get("scope", keep=16),

@@ -49,7 +49,7 @@ POINTERS = {
     "cosines": "fp32",
 }
 # The same name for another type.
-EXCEPTIONS = {("_absorb", "weight"): "fp32"}
+EXCEPTIONS = {("_absorb", "weight"): "fp32", ("_heaviest_points", "weight"): "fp32"}
 
 
 def interpret(seeds):
@@ -64,11 +64,14 @@ def interpret(seeds):
             k = preset.shape[1]
             pairs = {
                 "farthest_points": (similarity, preset),
+                "heaviest_points": (similarity, quality, k, (0.0, 0.1, 0.5)[seed % 3]),
                 "dpp_map": (similarity, quality, k),
                 "coverage": (similarity, quality, k),
             }
             for name, given in pairs.items():
                 fast, plain = getattr(gpu, name)(*given), getattr(reference, name)(*given)
+                if name == "heaviest_points":
+                    fast, plain = fast.rows, plain.rows
                 if not (same(fast, plain) if name == "farthest_points" else torch.equal(fast, plain)):
                     found["wrong"].append((name, kind, seed))
             if seed < 16:
@@ -180,6 +183,7 @@ def compile_all():
         block = launch["BLOCK"]
         fixed = {
             "_farthest_points": {"BLOCK": block},
+            "_heaviest_points": {"left": 0.1, "BLOCK": block},
             "_dpp_map": {"exhausted": reference.EXHAUSTED, "BLOCK": block, "ROWS": max(1, gpu._HISTORY // block)},
             "_gains": {"TOKENS": gpu._TOKENS, "COLUMNS": gpu._COLUMNS},
             "_take_best": {"BLOCK": block},

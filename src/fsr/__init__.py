@@ -12,7 +12,7 @@ from fsr.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from fsr.methods import FSR, Method
+from fsr.methods import FSR, Method, PaperFSR
 from fsr.prepare import Prepared, Report, prepare
 from fsr.pruner import Pruner, prune
 from fsr.signals.clip_twin import ClipTwin, load_twin, save_twin
@@ -30,6 +30,7 @@ __all__ = [
     "FSRError",
     "FeatureError",
     "Method",
+    "PaperFSR",
     "Prepared",
     "Pruner",
     "QuestionError",

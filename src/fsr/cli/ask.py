@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"A  {result.text}" + (f"      (from all {s.total} tokens: {full.text})" if full else ""))
     share = 100 * s.kept / s.total
     if s.kept < s.total:
-        split = f" = {s.n_focus} focus + {s.n_scan} scan" if args.method.lower() == "fsr" else ""
+        split = f" = {s.n_focus} focus + {s.n_scan} scan" if s.method in ("fsr", "fsr-paper") else ""
         print(f"K  {s.kept}{split}, of {s.total} visual tokens ({share:.0f} %), method {s.method}")
     if s.certificate is not None:
         c = s.certificate

@@ -38,19 +38,22 @@ def _sweep(group: str, option: str, values: Sequence[Any]) -> list[Variant]:
 
 
 VARIANTS: list[Variant] = [
-    # The paper's four, and two with less saliency.
+    # The paper's four, and some with less saliency.
     *[
         Variant("exponents of relevance, saliency", f"{a:g}, {b:g}", (("alpha", a), ("beta", b)))
-        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (3.0, 0.3), (3.0, 0.0))
+        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (3.0, 0.5), (3.0, 0.25), (3.0, 0.0))
     ],
+    *_sweep("focus_by", "focus_by", ("distinct", "prefix")),
+    Variant("focus_by", "prefix, max_focus 0.5", (("focus_by", "prefix"), ("max_focus", 0.5))),
+    Variant("focus_by", "prefix, top_k", (("focus_by", "prefix"), ("focus_mass", "top_k"))),
+    Variant("focus_by", "prefix, beta 1 (the paper)", (("focus_by", "prefix"), ("beta", 1.0), ("max_focus", 1.0))),
     Variant("stages", "all three"),
     Variant("stages", "no Focus", (("max_focus", 0.0),)),
-    # All priority mass is wanted, so Focus takes the whole budget.
+    # All priority mass is wanted, so Focus takes the whole budget (or all that has any).
     Variant("stages", "no Scan", (("rho", 1.0), ("focus_mass", "all"), ("max_focus", 1.0))),
     Variant("stages", "no Refine", (("kappa", 0.0),)),
     *_sweep("kappa", "kappa", (0.0, 1.0, 5.0)),
     *_sweep("rho", "rho", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-    *_sweep("focus_mass", "focus_mass", ("all", "top_k")),
     *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.7, 1.0)),
     Variant("sign of relevance", "as measured"),
     Variant("sign of relevance", "turned round", sign=-1),

@@ -3,6 +3,7 @@
 | job | function | who needs it |
 |---|---|---|
 | farthest point from all chosen ones (k-centre) | `farthest_points`, `farthest_tokens` | DivPrune; FSR's Scan (Eq. 5) |
+| heaviest uncovered point (weighted farthest points) | `heaviest_points`, `heaviest_tokens` | FSR's Focus |
 | largest determinant (DPP MAP) | `dpp_map`, `dpp_tokens` | CDPruner |
 | weighted coverage (facility location) | `coverage` | SCOPE |
 | merging into the nearest anchor | `nearest_anchor`, `absorb` | FSR's Refine (Eq. 8, 9) |
@@ -11,7 +12,7 @@
 (MPS, XPU, CUDA without Triton). `cpu` is the fast path for CPU tensors, `gpu` the one for CUDA and ROCm tensors where
 Triton can be imported (it comes with torch's CUDA and ROCm builds for Linux). All read the same float32 similarities
 (`similarity`, one place for all methods) and break ties by the lowest index, so the indices are the same everywhere;
-only `farthest_tokens` and `dpp_tokens` make their own cosines on the CPU, as few as they can, equal to the others up
+only the functions in `_tokens` make their own cosines on the CPU, as few as they can, equal to the others up
 to the rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64
 and compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
 """
@@ -26,10 +27,11 @@ import torch
 from torch import Tensor
 
 from fsr.kernels import cpu, reference
-from fsr.kernels.reference import Spread
+from fsr.kernels.reference import Heaviest, Spread
 from fsr.kernels.similarity import cosine, cosine_rows
 
 __all__ = [
+    "Heaviest",
     "Spread",
     "absorb",
     "cosine",
@@ -40,6 +42,8 @@ __all__ = [
     "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
+    "heaviest_points",
+    "heaviest_tokens",
     "nearest_anchor",
     "triton_there",
 ]
@@ -88,6 +92,28 @@ def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
         preset: as in `farthest_points`.
     """
     return _backend(units.device).farthest_tokens(units, preset)
+
+
+def heaviest_points(similarity: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """Tokens that carry the most uncovered weight, one after another, until little of it is left.
+
+    What token i still carries is w_i * g_i, where g_i = min over chosen j of (1 - cos(v_i, v_j)), cut to [0, 1] (1 at
+    first, 0 once it is chosen itself). Each step takes the largest, ties to the lowest index, while
+    sum_i w_i g_i > left * sum_i w_i.
+
+    Args:
+        similarity: float32 [B, N, N], symmetric, see `cosine`.
+        weight: float32 [B, N], not negative.
+        k: picks at most, k <= N.
+        left: the share of the weight that may stay uncovered, in [0, 1].
+    """
+    return _backend(similarity.device).heaviest_points(similarity, weight, k, left)
+
+
+def heaviest_tokens(units: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """`heaviest_points` of tokens whose `directions` [B, N, D] are known, without the whole matrix where that is
+    faster."""
+    return _backend(units.device).heaviest_tokens(units, weight, k, left)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

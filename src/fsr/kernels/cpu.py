@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fsr.kernels.lazy import farthest, padded, row
 from fsr.kernels.merging import absorb, nearest_anchor
-from fsr.kernels.reference import EXHAUSTED, Spread
+from fsr.kernels.reference import EXHAUSTED, Heaviest, Spread
 from fsr.kernels.similarity import cosines_of, directions, settle
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
+    "heaviest_points",
+    "heaviest_tokens",
     "nearest_anchor",
 ]
 
@@ -60,6 +62,37 @@ def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
         return farthest_points(cosines_of(units), preset)
     with torch.autocast("cpu", enabled=False):
         return Spread(*map(torch.stack, zip(*map(farthest, units, preset))))
+
+
+def heaviest_points(similarity: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_points`."""
+    rows = torch.full((len(similarity), k), -1)
+    for b, image in enumerate(similarity):
+        _heaviest(image.numpy().__getitem__, weight[b].numpy(), left, rows[b].numpy())
+    return Heaviest(rows, similarity)
+
+
+def heaviest_tokens(units: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_tokens`. Few picks are expected, and each reads one row of the matrix."""
+    if _wants_matrix(units, 0):
+        return heaviest_points(cosines_of(units), weight, k, left)
+    rows = torch.full((len(units), k), -1)
+    for b, image in enumerate(units):
+        _heaviest(partial(_cosines, padded(image), len(image)), weight[b].numpy(), left, rows[b].numpy())
+    return Heaviest(rows)
+
+
+def _heaviest(row_of: Callable[[Any], np.ndarray], w: np.ndarray, left: float, picks: np.ndarray) -> None:
+    """Fill `picks` from the front."""
+    enough = left * w.sum(dtype=np.float64)
+    gap = np.ones(len(w), dtype=np.float32)
+    for step in range(len(picks)):
+        uncovered = w * gap
+        if not uncovered.sum(dtype=np.float64) > enough:
+            break
+        picks[step] = pick = uncovered.argmax()
+        np.minimum(gap, np.clip(1 - row_of(pick), 0, 1), out=gap)
+        gap[pick] = 0
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

@@ -1,9 +1,9 @@
 """The same selections on CUDA (and ROCm): Triton kernels on the same float32 similarities as the plain loops.
 
-A plain loop costs half a dozen launches per step. Here farthest points and DPP are one launch: a program per image (or
-tile) walks through all steps, what it knows of the N tokens stays in registers, and only a row of similarities (and,
-for DPP, the Cholesky rows so far) is read per step. Coverage reads all N x N similarities per step, too much for one
-program: a grid of programs takes the gains, a second small launch takes the best.
+A plain loop costs half a dozen launches per step. Here farthest and heaviest points and DPP are one launch: a program
+per image (or tile) walks through all steps, what it knows of the N tokens stays in registers, and only a row of
+similarities (and, for DPP, the Cholesky rows so far) is read per step. Coverage reads all N x N similarities per step,
+too much for one program: a grid of programs takes the gains, a second small launch takes the best.
 
 Nothing waits for the device and no shape depends on data: the calls can be captured in a CUDA graph. N has no limit of
 its own; from about 16,000 tokens the registers of one program no longer hold them, and they spill.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsr.kernels.gpu_refine import absorb, nearest_anchor
 from fsr.kernels.gpu_similarity import cosines_of, directions
-from fsr.kernels.reference import EXHAUSTED, Spread
+from fsr.kernels.reference import EXHAUSTED, Heaviest, Spread
 
 __all__ = [
     "absorb",
@@ -28,6 +28,8 @@ __all__ = [
     "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
+    "heaviest_points",
+    "heaviest_tokens",
     "nearest_anchor",
 ]
 
@@ -53,6 +55,21 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
     """See `fsr.kernels.farthest_tokens`. A matrix product is cheap where this runs."""
     return farthest_points(cosines_of(units), preset)
+
+
+def heaviest_points(similarity: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_points`."""
+    batch, n, _ = similarity.shape
+    rows = torch.empty(batch, k, dtype=torch.long, device=similarity.device)
+    with torch.cuda.device_of(similarity):
+        # `left` is compiled in: as an argument Triton would round it to float32.
+        _heaviest_points[(batch,)](similarity.contiguous(), weight.contiguous(), rows, n, k, left, **_one_program(n))
+    return Heaviest(rows, similarity)
+
+
+def heaviest_tokens(units: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_tokens`. A matrix product is cheap where this runs."""
+    return heaviest_points(cosines_of(units), weight, k, left)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:
@@ -120,6 +137,25 @@ def _farthest_points(similarity, preset, order, radius, rest, n, k, BLOCK: tl.co
         row = tl.load(similarity + pick * n + column, mask=here, other=float("inf"))
         nearest = tl.where(column == pick, float("inf"), tl.maximum(nearest, row))
     tl.store(rest + image, tl.maximum(1 - tl.min(nearest, 0), 0.0))
+
+
+@triton.jit
+def _heaviest_points(similarity, weight, rows, n, k, left: tl.constexpr, BLOCK: tl.constexpr):
+    image = tl.program_id(0).to(tl.int64)
+    similarity += image * n * n
+    column = tl.arange(0, BLOCK)
+    here = column < n
+    w = tl.load(weight + image * n + column, mask=here, other=0.0)
+    enough = left * tl.sum(w.to(tl.float64), 0)
+    gap = tl.where(here, 1.0, 0.0)
+    for step in range(k):
+        uncovered = w * gap
+        more = tl.sum(uncovered.to(tl.float64), 0) > enough
+        pick = tl.argmax(uncovered, 0, tie_break_left=True).to(tl.int64)
+        tl.store(rows + image * k + step, tl.where(more, pick, -1))
+        row = tl.load(similarity + pick * n + column, mask=here, other=1.0)
+        nearer = tl.minimum(gap, tl.minimum(tl.maximum(1 - row, 0.0), 1.0))
+        gap = tl.where(column == pick, 0.0, nearer)
 
 
 @triton.jit

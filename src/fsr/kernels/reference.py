@@ -14,6 +14,7 @@ from fsr.kernels.similarity import cosines_of, directions
 
 __all__ = [
     "EXHAUSTED",
+    "Heaviest",
     "Spread",
     "absorb",
     "coverage",
@@ -22,6 +23,8 @@ __all__ = [
     "dpp_tokens",
     "farthest_points",
     "farthest_tokens",
+    "heaviest_points",
+    "heaviest_tokens",
     "nearest_anchor",
 ]
 
@@ -42,6 +45,17 @@ class Spread(NamedTuple):
     order: Tensor
     radius: Tensor
     rest: Tensor
+    similarity: Tensor | None = None
+
+
+class Heaviest(NamedTuple):
+    """What `heaviest_points` found.
+
+    rows: long [B, K], the picks in the order of choice, then -1.
+    similarity: [B, N, N], the cosines of all pairs, where they were known or needed.
+    """
+
+    rows: Tensor
     similarity: Tensor | None = None
 
 
@@ -71,6 +85,27 @@ def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:
 def farthest_tokens(units: Tensor, preset: Tensor) -> Spread:
     """See `fsr.kernels.farthest_tokens`. A matrix product is cheap where this runs; waiting for the device is not."""
     return farthest_points(cosines_of(units), preset)
+
+
+def heaviest_points(similarity: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_points`."""
+    image = torch.arange(similarity.shape[0], device=similarity.device)
+    wider = wide(similarity.device)
+    enough = left * weight.sum(dim=1, dtype=wider)
+    gap = torch.ones_like(weight)
+    rows = []
+    for _ in range(k):
+        uncovered = weight * gap
+        pick = uncovered.argmax(dim=1)
+        rows.append(torch.where(uncovered.sum(dim=1, dtype=wider) > enough, pick, -1))
+        # What is uncovered only falls, so an image that has enough stays so, whatever happens to its gaps.
+        gap = torch.minimum(gap, (1 - similarity[image, pick]).clamp(0, 1)).scatter(1, pick[:, None], 0.0)
+    return Heaviest(torch.stack(rows, dim=1), similarity)
+
+
+def heaviest_tokens(units: Tensor, weight: Tensor, k: int, left: float) -> Heaviest:
+    """See `fsr.kernels.heaviest_tokens`."""
+    return heaviest_points(cosines_of(units), weight, k, left)
 
 
 def dpp_map(similarity: Tensor, quality: Tensor, k: int) -> Tensor:

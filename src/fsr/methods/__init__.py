@@ -7,6 +7,7 @@ from fsr.methods.divprune import DivPrune
 from fsr.methods.farthest import Farthest
 from fsr.methods.fastervlm import FasterVLM
 from fsr.methods.fsr import FSR
+from fsr.methods.fsr_paper import PaperFSR
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
 from fsr.methods.inside import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
@@ -36,6 +37,7 @@ __all__ = [
     "HoloV",
     "InsideMethod",
     "Method",
+    "PaperFSR",
     "PruMerge",
     "PyramidDrop",
     "Random",

@@ -16,7 +16,7 @@ from torch import Tensor
 from fsr.errors import UsageError
 from fsr.kernels import directions
 from fsr.methods.base import Method, Picks, Signal, register
-from fsr.stages.focus import FocusMass, focus, priority
+from fsr.stages.focus import FocusBy, FocusMass, distinct_focus, focus, priority
 from fsr.stages.normalise import Normalisation, normalise
 from fsr.stages.refine import refine
 from fsr.stages.scan import Scan, scan
@@ -32,8 +32,9 @@ class FSR(Method):
     into the cover.
 
     1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image.
-       Priority phi_i = r_i^alpha * s_i^beta (Eq. 3). Focus F is the shortest prefix by falling phi that holds the share
-       rho of sum(phi) (Eq. 4), at most K (and max_focus * K) tokens.
+       Priority phi_i = r_i^alpha * s_i^beta (Eq. 3). Focus F takes argmax over i of phi_i * min over chosen j of
+       (1 - cos(v_i, v_j)) until what is left of that is at most the share 1 - rho of sum(phi), or the budget is spent.
+       (The paper's Eq. 4, focus_by='prefix': the shortest prefix by falling phi that holds the share rho.)
     2. Scan. K - |F| times add argmax over i of min over chosen j of (1 - cos(v_i, v_j)) (Eq. 5): S.
     3. Refine. Each dropped token goes to its most similar anchor of S (Eq. 8); the kappa * |S| most similar ones are
        absorbed: v_j <- (w_j v_j + w_i v_i) / (w_j + w_i), weights phi (Eq. 9). F stays untouched, bit for bit.
@@ -47,13 +48,15 @@ class FSR(Method):
     Args:
         keep, per: the budget, see `Method`.
         alpha: exponent of relevance, >= 0.
-        beta: exponent of saliency, >= 0.
-        rho: share of the priority mass that Focus holds, in (0, 1].
+        beta: exponent of saliency, >= 0 (1 in the paper).
+        rho: share of the priority mass that Focus covers, in (0, 1].
         kappa: dropped tokens that Refine merges per scan anchor, >= 0 (0 switches Refine off).
-        focus_mass: the mass that rho counts: of 'all' tokens (the paper) or of the 'top_k' by priority.
-        max_focus: largest share of the budget that Focus may take, in [0, 1]. 1 is the paper; the default follows from
-            the validation split of the embedded benchmark (`fsr ablate`): with 1 Focus often takes the whole budget,
-            and Scan, which answers what Focus missed, gets nothing.
+        focus_by: 'distinct' or 'prefix' (the paper), see above. Neighbouring patches of one object are alike in feature
+            and in priority: a prefix takes the object again and again, and leaves nothing to the rest of the question.
+            This default and that of beta were chosen on the validation split of the embedded benchmark (`fsr ablate`);
+            `PaperFSR` ('fsr-paper') has the paper's.
+        focus_mass: the mass that a prefix counts rho of: 'all' tokens (the paper) or the 'top_k' by priority.
+        max_focus: largest share of the budget that Focus may take, in [0, 1].
         relevance: 'auto' needs relevance; 'none' sets alpha to 0. `prune` switches to 'none', and says so in its
             report, for families without a public text tower (the paper on Qwen2.5-VL).
         normalise: 'minmax', 'rank' or 'softmax'.
@@ -70,11 +73,12 @@ class FSR(Method):
     needs: ClassVar[frozenset[Signal]] = frozenset({"saliency", "relevance"})
 
     alpha: float = 3.0
-    beta: float = 1.0
+    beta: float = 0.5
     rho: float = 0.9
     kappa: float = 1.0
+    focus_by: FocusBy = "distinct"
     focus_mass: FocusMass = "all"
-    max_focus: float = 0.5
+    max_focus: float = 1.0
     relevance: Literal["auto", "none"] = "auto"
     normalise: Normalisation = "minmax"
     distance: Literal["projected", "encoder"] = "projected"
@@ -86,6 +90,7 @@ class FSR(Method):
         _in_range("rho", self.rho, "0 < rho <= 1", lambda x: 0 < x <= 1)
         _in_range("kappa", self.kappa, "kappa >= 0", lambda x: x >= 0)
         _in_range("max_focus", self.max_focus, "0 <= max_focus <= 1", lambda x: 0 <= x <= 1)
+        _one_of("focus_by", self.focus_by, get_args(FocusBy))
         _one_of("focus_mass", self.focus_mass, get_args(FocusMass))
         _one_of("relevance", self.relevance, ("auto", "none"))
         _one_of("normalise", self.normalise, get_args(Normalisation))
@@ -128,8 +133,11 @@ class FSR(Method):
         if "relevance" in signals:
             r = normalise(self.need(tokens, "relevance").to(device), self.normalise, tokens.relevance_span)
         phi = priority(s, r, self.alpha, self.beta)
-        chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
         units = directions(self.need(tokens, "encoder") if "encoder" in signals else tokens.features)
+        if self.focus_by == "distinct":
+            chosen = distinct_focus(phi, units, k, self.rho, self.max_focus)
+        else:
+            chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
         return phi, chosen.wanted, units, scan(units, chosen, raw)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fsr.kernels import farthest_tokens
+from fsr.kernels import farthest_points, farthest_tokens
 from fsr.stages.focus import Focus
 
 __all__ = ["Scan", "scan"]
@@ -53,5 +53,7 @@ def scan(units: Tensor, chosen: Focus, saliency: Tensor) -> Scan:
     scanned = step >= chosen.size[:, None]
     start = scanned & (step == 0)
     preset = torch.where(start, saliency.argmax(dim=-1, keepdim=True), chosen.rows)
-    rows, radii, rest, similarity = farthest_tokens(units, preset)
+    known = chosen.similarity
+    found = farthest_tokens(units, preset) if known is None else farthest_points(known, preset)
+    rows, radii, rest, similarity = found
     return Scan(rows, scanned, radii.masked_fill_(start, 2.0), rest, similarity)

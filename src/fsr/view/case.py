@@ -16,13 +16,14 @@ from fsr.methods.base import Method
 from fsr.once import Asked, OnePicture
 from fsr.tokens import Selection
 
-__all__ = ["Case", "Shown", "as_seen", "gather", "nearest_kept", "notes_of", "shown_of"]
+__all__ = ["Case", "Shown", "as_seen", "covered", "gather", "nearest_kept", "notes_of", "shown_of"]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). nearest, likeness: for each of N tokens the
-    kept token that is most like it and their cosine (None where only a selection is known)."""
+    """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). covered: the share of the priority mass that
+    is covered after each token of a distinct Focus (None for other methods). nearest, likeness: for each of N tokens
+    the kept token that is most like it and their cosine (None where only a selection is known)."""
 
     name: str
     text: str
@@ -30,6 +31,7 @@ class Shown:
     stages_ms: Mapping[str, float]
     rho: float | None = None
     mass: str = "all"
+    covered: tuple[float, ...] | None = None
     nearest: tuple[int, ...] | None = None
     likeness: tuple[float, ...] | None = None
 
@@ -100,7 +102,8 @@ def gather(
 def shown_of(method: Method, asked: Asked) -> Shown:
     """An answer as a report shows it."""
     selection = asked.selection
-    nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
+    features = asked.tokens.features
+    nearest, likeness = nearest_kept(features, selection.rows)
     return Shown(
         method.name,
         asked.text,
@@ -108,6 +111,7 @@ def shown_of(method: Method, asked: Asked) -> Shown:
         asked.stages_ms,
         rho=getattr(method, "rho", None),
         mass=getattr(method, "focus_mass", "all"),
+        covered=covered(selection, features) if getattr(method, "focus_by", "") == "distinct" else None,
         nearest=tuple(nearest.tolist()),
         likeness=tuple(likeness.tolist()),
     )
@@ -116,6 +120,18 @@ def shown_of(method: Method, asked: Asked) -> Shown:
 def notes_of(shown: Sequence[Shown]) -> tuple[str, ...]:
     """What the methods noted, each note once."""
     return tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
+
+
+def covered(selection: Selection, features: Tensor) -> tuple[float, ...] | None:
+    """Share of the priority mass that is covered after each focus token, in the order of choice (see
+    `fsr.stages.focus.distinct_focus`), by the features [N, D] that the language model sees; None without priority."""
+    if selection.priority is None:
+        return None
+    phi = torch.nan_to_num(selection.priority.double().cpu())
+    unit = normalize(features.float(), dim=-1).cpu()
+    focus = selection.rows[selection.order.argsort()][: selection.n_focus].cpu()
+    gap = (1 - unit[focus] @ unit.T).clamp(0, 1).scatter(1, focus[:, None], 0.0).cummin(dim=0).values
+    return tuple((1 - gap.double() @ phi / phi.sum().clamp(min=1e-12)).tolist())
 
 
 def nearest_kept(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

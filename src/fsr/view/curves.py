@@ -24,11 +24,13 @@ STAGES: Mapping[str, str] = {
 
 
 def mass_curve(shown: Shown) -> Markup | None:
-    """Share of the priority mass that the k highest tokens hold, where rho cuts it, and the budget (Eq. 4); None where
-    the method has no rho."""
+    """Share of the priority mass that the k highest tokens hold, where rho cuts it, and the budget (Eq. 4), or what a
+    distinct Focus covers step by step; None where the method has no rho."""
     s = shown.selection
     if s.priority is None or shown.rho is None:
         return None
+    if shown.covered is not None:
+        return _covered_curve(shown, shown.covered, shown.rho)
     became = roles(s)
     phi = sorted((p for p, r in zip(s.priority.tolist(), became) if r != "structural"), reverse=True)
     counted = phi if shown.mass == "all" else phi[: s.kept]
@@ -59,6 +61,23 @@ def mass_curve(shown: Shown) -> Markup | None:
     label = (
         f"Cumulative priority mass: {wanted} tokens hold {100 * shown.rho:g} %; Focus takes {s.n_focus} of {s.kept}."
     )
+    return _chart(marks, label)
+
+
+def _covered_curve(shown: Shown, covered: Sequence[float], rho: float) -> Markup:
+    s = shown.selection
+    points = list(enumerate([0.0, *covered]))
+    plot = _Plot(max(s.n_focus + 1, s.kept if s.kept <= 2 * s.n_focus else 0, 4), 1.0)
+    marks = [
+        _axis(plot, [0, 0.25, 0.5, 0.75, 1], "tokens that Focus took", lambda v: f"{100 * v:.0f} %"),
+        tag("path", d=plot.area(points), cls="filled"),
+        tag("path", d=plot.line(points), cls="curve"),
+        _rule(plot, y=rho, text=f"ρ = {rho:g}"),
+        _rule(plot, x=s.kept, text=f"K = {s.kept}") if s.kept <= plot.last else None,
+    ]
+    marks += [tag("circle", cx=plot.x(x), cy=plot.y(y), r=3.5, cls="dot") for x, y in points[1:]]
+    share = 100 * points[-1][1]
+    label = f"{s.n_focus} tokens cover {share:.0f} % of the priority mass; Focus takes {s.n_focus} of {s.kept}."
     return _chart(marks, label)
 
 
