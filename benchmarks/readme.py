@@ -47,7 +47,7 @@ def main() -> None:
             (ties if pair["largest_p"] >= 0.01 else wins if net > 0 else losses).append(name)
         verdict.append(
             f"- **{k} tokens**: FSR beats {len(wins)} of {len(names) - 1}, is not separable from"
-            f" {', '.join(map(label, ties)) or 'any'}, loses to {', '.join(map(label, losses)) or 'none'}."
+            f" {', '.join(map(label, ties)) or 'none'}, loses to {', '.join(map(label, losses)) or 'none'}."
         )
     page = ROOT / "README.md"
     text = between(page.read_text(), "table", markdown(table))

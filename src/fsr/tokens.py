@@ -163,7 +163,7 @@ class Selection:
         has a budget of its own.
     merged_into: long [N]; the original row whose token absorbed row i, -1 where it was kept or dropped.
     radii: float32 [K_S] or None, on the CPU; falling 1 - cos radius before each scan step.
-    focus_wanted: K_F before it was capped at K (None where the method has no Focus).
+    focus_wanted: K_F before it was capped (distinct Focus: K_F itself; None where the method has no Focus).
     certificate: see `Certificate`; None where the method does not compute one.
     geometry: of all N tokens.
     method: name of the method, `notes`: anything worth telling (a relevance that was missing, an image left whole).

@@ -44,9 +44,10 @@ VARIANTS: list[Variant] = [
         for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (3.0, 0.5), (3.0, 0.25), (3.0, 0.0))
     ],
     *_sweep("focus_by", "focus_by", ("distinct", "prefix")),
-    Variant("focus_by", "prefix, max_focus 0.5", (("focus_by", "prefix"), ("max_focus", 0.5))),
+    # Focus may take half of the budget; beta is 1 in the paper.
+    Variant("focus_by", "prefix, capped", (("focus_by", "prefix"), ("max_focus", 0.5))),
     Variant("focus_by", "prefix, top_k", (("focus_by", "prefix"), ("focus_mass", "top_k"))),
-    Variant("focus_by", "prefix, beta 1 (the paper)", (("focus_by", "prefix"), ("beta", 1.0), ("max_focus", 1.0))),
+    Variant("focus_by", "prefix, paper", (("focus_by", "prefix"), ("beta", 1.0), ("max_focus", 1.0))),
     Variant("stages", "all three"),
     Variant("stages", "no Focus", (("max_focus", 0.0),)),
     # All priority mass is wanted, so Focus takes the whole budget (or all that has any).

@@ -114,7 +114,8 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
             ringed = [j for j, v in enumerate(labels) if at[v]["is_base"]]
             axes.plot(ringed, [values[j] for j in ringed], "o", markersize=13, markerfacecolor="none", color="#888888")
         axes.set_title(group, fontsize=10)
-        axes.set_xticks(range(len(labels)), labels, fontsize=8)
+        folded = [label.replace(", ", ",\n") if len(label) > 9 else label for label in labels]
+        axes.set_xticks(range(len(labels)), folded, fontsize=8)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12)
