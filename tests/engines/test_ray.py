@@ -230,7 +230,7 @@ def test_tokens_after_are_those_of_the_last_layer(worker):
     said = Worker(chain).answers(read_rows(chain.source)[1:4])
     columns = ("method", "keep", "tokens_before", "tokens_after")
     assert [tuple(s[c] for c in columns) for s in said] == [("fsr | fastv", "48 | 16", 144, 16)] * 3
-    assert all(s["answer"] and 0 < s["n_focus"] <= 24 for s in said)  # max_focus = 0.5 of 48
+    assert all(s["answer"] and 0 < s["n_focus"] <= 48 for s in said)
 
 
 def test_a_failing_model_is_no_row_error(worker, monkeypatch):

@@ -3,7 +3,7 @@
 That matrix is most of the price of Scan, and most of it never decides anything. Here a step compares the newest anchor
 only with the *open* tokens, the farthest ones. A token that is not open can only have come nearer since it was looked
 at last: while some open token is farther than all the others were then, it is the farthest of all. Where that fails,
-the others are brought up to date. As anchors add up, fewer and fewer tokens stay open.
+those that were as far then are brought up to date and opened again. As anchors add up, fewer and fewer stay open.
 
 Every cosine is one entry of one matrix-by-vector product, whose bits do not depend on which tokens are open as long as
 the number of rows is a multiple of `LANES`: BLAS adds up leftover rows in another order. (Measured for OpenBLAS. Where
@@ -13,6 +13,7 @@ it were otherwise, near ties could fall differently.) Preset anchors, many at on
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ __all__ = ["LANES", "farthest", "first_cosines", "padded", "row"]
 LANES = 16
 # Preset anchors from which on one matrix product beats row by row.
 _MANY = 8
-# Open tokens are copied together, which pays only if at most half of them stay. (Memory beyond twice the features would
-# also be handed back to the system and asked for again on every call, which costs more than the arithmetic.)
-_WORTH_A_COPY = 0.5
-# Too few open tokens double the time (the others must be brought up to date again and again), too many cost little.
-_MARGIN = 1.15
+# Open tokens are copied together, which pays only if at most this share of them stay.
+_WORTH_A_COPY = 0.6
+# Too few open tokens must be opened again and again, too many are compared in vain.
+_MARGIN = 1.2
 _SAME = np.float32(1 - DUPLICATE)
+_kept = threading.local()
 
 
 def padded(units: Tensor) -> np.ndarray:
@@ -106,6 +107,7 @@ class _Open:
     def __init__(self, units: np.ndarray, near: np.ndarray, sizes: tuple[int, ...]) -> None:
         self.all_units, self.all_near, self.sizes = units, near, sizes
         self.caught_up: int | None = None  # picks that all tokens were compared with; None: all of them, all are open
+        self.turn = 0
         self._open_all()
 
     def _open_all(self) -> None:
@@ -127,21 +129,51 @@ class _Open:
 
     def farthest(self, picks: np.ndarray) -> tuple[int, np.float32]:
         """Place among the open tokens of the farthest one of all, ties to the lowest index, and its `near`."""
-        place = int(self.near.argmin())
-        value = self.near[place]
-        if value <= _SAME and (value < self.edge or (value == self.edge and self.tokens[place] < self.first_at_edge)):
-            return place, value
-        if self.caught_up is not None:
-            self.all_near[self.tokens] = self.near
-            for pick in picks[self.caught_up :]:
-                np.maximum(self.all_near, np.dot(self.all_units, self.all_units[pick]), out=self.all_near)
-            self.all_near[picks] = np.inf
-            self._open_all()
+        while True:
             place = int(self.near.argmin())
             value = self.near[place]
+            if value <= _SAME and (
+                value < self.edge or (value == self.edge and self.tokens[place] < self.first_at_edge)
+            ):
+                return place, value
+            if self.caught_up is None:
+                break
+            self._reopen(value, picks)
         if value > _SAME and value < np.inf:
             return int((self.near < np.inf).argmax()), np.float32(1)
         return place, value
+
+    def _reopen(self, value: np.float32, picks: np.ndarray) -> None:
+        """Open those that may be farther than `value` (they were at least as far when they were looked at last), and as
+        many more as are open already, lest it happen again at once."""
+        self.all_near[self.tokens] = self.near
+        closed = np.ones(len(self.all_near), dtype=bool)
+        closed[self.tokens] = False
+        shut = np.flatnonzero(closed)
+        stale = self.all_near[shut]
+        some = max(len(self.tokens), int((stale <= value).sum()))
+        some += -some % LANES
+        if value > _SAME or some >= len(shut):
+            self._catch_up(shut, picks)
+            self._open_all()
+            return
+        part = np.argpartition(stale, some)
+        again, rest = shut[part[:some]], part[some:]
+        self._catch_up(again, picks)
+        self.edge = stale[rest].min()
+        self.first_at_edge = shut[rest[stale[rest] == self.edge].min()]
+        self.tokens = np.sort(np.concatenate([self.tokens, again]))
+        self.near = self.all_near[self.tokens]
+        self._copy(self.all_units, self.tokens)
+        self._resized()
+
+    def _catch_up(self, tokens: np.ndarray, picks: np.ndarray) -> None:
+        """Compare closed tokens, a multiple of `LANES`, with what was picked since the first of them was closed."""
+        units, near = self.all_units.take(tokens, axis=0, mode="clip"), self.all_near[tokens]
+        for pick in picks[self.caught_up :]:
+            np.maximum(near, np.dot(units, self.all_units[pick]), out=near)
+        self.all_near[tokens] = near
+        self.all_near[picks] = np.inf
 
     def narrow(self, step: int) -> None:
         """Close the nearest tokens, if few enough of them are expected to be picked in the steps that are left."""
@@ -162,5 +194,15 @@ class _Open:
         else:
             self.all_near[self.tokens] = self.near
         self.tokens, self.near = self.tokens[stay], self.near[stay]
-        self.units = self.units.take(stay, axis=0, mode="clip")
+        self._copy(self.units, stay)
         self._resized()
+
+    def _copy(self, units: np.ndarray, rows: np.ndarray) -> None:
+        """Put some rows together, in memory that this thread keeps for it: what is asked of the system anew in every
+        call costs more than the arithmetic. Two places take turns, since one may hold `units`."""
+        self.turn = 1 - self.turn
+        places = _kept.__dict__.setdefault("places", [np.empty(0, np.float32)] * 2)
+        if places[self.turn].size < len(rows) * units.shape[1]:
+            places[self.turn] = np.empty(len(rows) * units.shape[1], np.float32)
+        out = places[self.turn][: len(rows) * units.shape[1]].reshape(len(rows), -1)
+        self.units = units.take(rows, axis=0, mode="clip", out=out)
