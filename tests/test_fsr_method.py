@@ -175,8 +175,10 @@ def test_the_certificate_tells_the_true_radius(seed, keep):
 def test_the_ends_of_the_options():
     tokens = sample(1)
     for method in (FSR, PaperFSR):
-        (no_scan,) = method(keep=10, rho=1.0)([tokens])
+        (no_scan,) = method(keep=10, rho=1.0, max_focus=1.0)([tokens])
         assert no_scan.n_scan == 0
+    (some_scan,) = FSR(keep=10, rho=1.0)([tokens])
+    assert some_scan.n_focus == 7
     (capped,) = FSR(keep=10, max_focus=0.3)([tokens])
     assert capped.n_focus <= 3
     (no_relevance,) = FSR(keep=10, relevance="none")([tokens])

@@ -55,7 +55,7 @@ VARIANTS: list[Variant] = [
     Variant("stages", "no Refine", (("kappa", 0.0),)),
     *_sweep("kappa", "kappa", (0.0, 1.0, 5.0)),
     *_sweep("rho", "rho", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.7, 1.0)),
+    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.75, 1.0)),
     Variant("sign of relevance", "as measured"),
     Variant("sign of relevance", "turned round", sign=-1),
     *_sweep("distance features", "distance", ("projected", "encoder")),

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.kernels.lazy import farthest, padded, row
+from fsr.kernels.lazy import farthest, padded
 from fsr.kernels.merging import absorb, nearest_anchor
 from fsr.kernels.reference import EXHAUSTED, Heaviest, Spread
-from fsr.kernels.similarity import cosines_of, directions, settle
+from fsr.kernels.similarity import aligned, cosines_of, directions, settle
 
 __all__ = [
     "absorb",
@@ -78,7 +78,7 @@ def heaviest_tokens(units: Tensor, weight: Tensor, k: int, left: float) -> Heavi
         return heaviest_points(cosines_of(units), weight, k, left)
     rows = torch.full((len(units), k), -1)
     for b, image in enumerate(units):
-        _heaviest(partial(_cosines, padded(image), len(image)), weight[b].numpy(), left, rows[b].numpy())
+        _heaviest(partial(_cosines, _rows(image), len(image)), weight[b].numpy(), left, rows[b].numpy())
     return Heaviest(rows)
 
 
@@ -111,13 +111,21 @@ def dpp_tokens(units: Tensor, quality: Tensor, k: int) -> Tensor:
     order = torch.empty(units.shape[0], k, dtype=torch.long)
     for b, image in enumerate(units):
         own = settle((image * image).sum(dim=1)).numpy()
-        rows = partial(_cosines, padded(image), len(image))
+        rows = partial(_cosines, _rows(image), len(image))
         order[b] = torch.from_numpy(_dpp_map(rows, own, quality[b].double().numpy(), k))
     return order
 
 
-def _cosines(units: np.ndarray, n: int, token: int) -> np.ndarray:
-    return row(units, units[token])[:n]
+def _rows(image: Tensor) -> Tensor:
+    """Directions [N, D], and zero rows up to a multiple of what keeps equal tokens equal (see `lazy`)."""
+    return aligned(torch.from_numpy(padded(image)))
+
+
+def _cosines(units: Tensor, n: int, token: int) -> np.ndarray:
+    """Cosines of one token to the first N, by torch: for products of this size numpy's BLAS would wake threads of its
+    own, which then fight with those of torch for the cores."""
+    with torch.autocast("cpu", enabled=False):
+        return settle(torch.mv(units, units[token])[:n]).numpy()
 
 
 def _wants_matrix(units: Tensor, k: int) -> bool:

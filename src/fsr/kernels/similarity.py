@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["DUPLICATE", "cosine", "cosine_rows", "cosines_of", "directions", "matmul_each", "settle"]
+__all__ = ["DUPLICATE", "aligned", "cosine", "cosine_rows", "cosines_of", "directions", "matmul_each", "settle"]
 
 # Two tokens whose cosine is this close to 1 are the same token: the gap is what rounding leaves of a float32 dot
 # product. Without the snap, which of several equal tokens is "farthest" would hang on the tiling of a matrix product.
@@ -47,7 +47,7 @@ def directions(features: Tensor) -> Tensor:
 def cosines_of(units: Tensor) -> Tensor:
     """`cosine` of tokens whose `directions` [B, N, D] are known."""
     with torch.no_grad(), torch.autocast(units.device.type, enabled=False):
-        return settle(torch.stack([_gram(x) for x in map(_aligned, units)]))
+        return settle(torch.stack([_gram(x) for x in map(aligned, units)]))
 
 
 def cosine_rows(units: Tensor, rows: Tensor) -> Tensor:
@@ -56,14 +56,14 @@ def cosine_rows(units: Tensor, rows: Tensor) -> Tensor:
     k = rows.shape[1]
     asked = rows[:, torch.arange(max(k, _FEW), device=rows.device) % k]
     with torch.no_grad(), torch.autocast(units.device.type, enabled=False):
-        return settle(torch.stack([(x[r] @ x.T)[:k] for x, r in zip(map(_aligned, units), asked)]))
+        return settle(torch.stack([(x[r] @ x.T)[:k] for x, r in zip(map(aligned, units), asked)]))
 
 
 def _unit(features: Tensor) -> Tensor:
     return normalize(features.float(), dim=-1)
 
 
-def _aligned(image: Tensor) -> Tensor:
+def aligned(image: Tensor) -> Tensor:
     """One image of a batch where BLAS would find it if it were alone: it may choose its code path by alignment."""
     return image if image.data_ptr() % 64 == 0 else image.clone()
 

@@ -53,10 +53,11 @@ class FSR(Method):
         kappa: dropped tokens that Refine merges per scan anchor, >= 0 (0 switches Refine off).
         focus_by: 'distinct' or 'prefix' (the paper), see above. Neighbouring patches of one object are alike in feature
             and in priority: a prefix takes the object again and again, and leaves nothing to the rest of the question.
-            This default and that of beta were chosen on the validation split of the embedded benchmark (`fsr ablate`);
-            `PaperFSR` ('fsr-paper') has the paper's.
+            This default, that of beta and that of max_focus were chosen on the validation split of the embedded
+            benchmark (`fsr ablate`); `PaperFSR` ('fsr-paper') has the paper's.
         focus_mass: the mass that a prefix counts rho of: 'all' tokens (the paper) or the 'top_k' by priority.
-        max_focus: largest share of the budget that Focus may take, in [0, 1].
+        max_focus: largest share of the budget that Focus may take, in [0, 1] (1 in the paper): where tokens share
+            little, as without relevance, the share rho can take all, and nothing would be left for Scan.
         relevance: 'auto' needs relevance; 'none' sets alpha to 0. `prune` switches to 'none', and says so in its
             report, for families without a public text tower (the paper on Qwen2.5-VL).
         normalise: 'minmax', 'rank' or 'softmax'.
@@ -78,7 +79,7 @@ class FSR(Method):
     kappa: float = 1.0
     focus_by: FocusBy = "distinct"
     focus_mass: FocusMass = "all"
-    max_focus: float = 1.0
+    max_focus: float = 0.75
     relevance: Literal["auto", "none"] = "auto"
     normalise: Normalisation = "minmax"
     distance: Literal["projected", "encoder"] = "projected"

@@ -21,10 +21,11 @@ class PaperFSR(FSR):
     much of the budget it takes.
 
     Args:
-        focus_by, beta: see `FSR`; only these defaults differ.
+        focus_by, beta, max_focus: see `FSR`; only these defaults differ.
     """
 
     name: ClassVar[str] = "fsr-paper"
 
     focus_by: FocusBy = "prefix"
     beta: float = 1.0
+    max_focus: float = 1.0
