@@ -194,7 +194,8 @@ def test_the_ends_of_the_options():
     "options",
     [
         dict(alpha=-1), dict(beta=float("nan")), dict(rho=0), dict(rho=1.1), dict(kappa=-0.1), dict(max_focus=1.5),
-        dict(max_focus=True), dict(focus_by="mass"), dict(focus_mass="some"), dict(relevance="maybe"),
+        dict(max_focus=True), dict(focus_by="mass"), dict(focus_mass="some"), dict(focus_mass="top_k"),
+        dict(relevance="maybe"),
         dict(normalise="zscore"), dict(distance="euclid"), dict(per="pixel"),
     ],
 )  # fmt: skip

@@ -20,7 +20,8 @@ from fsr.errors import UsageError
 from fsr.methods import PaperFSR
 from fsr.methods.visionzip import VisionZip
 from fsr.signals.clip_twin import save_twin
-from fsr.view.case import Case, Shown, as_seen, gather, nearest_kept
+from fsr.tokens import Geometry, VisualTokens
+from fsr.view.case import Case, Shown, as_seen, covered, gather, nearest_kept
 from fsr.view.curves import mass_curve, radius_curve
 from fsr.view.figures import figure_page, figure_png
 from fsr.view.html import Markup, script_json, tag
@@ -187,6 +188,26 @@ def test_curves_say_what_the_selection_says(cases):
     assert mass_curve(cases[0].shown[1]) is None and radius_curve(cases[0].shown[1]) is None
     if s.n_scan:
         assert f"in {s.n_scan} scan steps" in radius_curve(shown)
+
+
+@pytest.mark.parametrize("per", ["image", "tile"])
+def test_what_focus_covers(per):
+    g = torch.Generator().manual_seed(0)
+    places = torch.arange(24)
+    tokens = VisualTokens(
+        features=torch.randn(24, 6, generator=g),
+        saliency=torch.rand(24, generator=g),
+        relevance=torch.rand(24, generator=g),
+        geometry=Geometry(torch.rand(24, 4, generator=g), places // 12, torch.zeros_like(places)),
+    )
+    (s,) = FSR(keep=8, per=per)([tokens])
+    found = covered(s, tokens.features)
+    focus = s.rows[s.stage == fsr.Stage.FOCUS]
+    unit = torch.nn.functional.normalize(tokens.features, dim=-1)
+    gap = (1 - unit @ unit[focus].T).clamp(0, 1).amin(1)
+    gap[focus] = 0
+    assert len(found) == s.n_focus == len(focus) and s.n_scan > 0
+    assert found[-1] == pytest.approx(1 - float((gap * s.priority).sum() / s.priority.sum()), abs=1e-5)
 
 
 def test_nearest_kept_token_by_cosine():

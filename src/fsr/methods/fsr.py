@@ -93,6 +93,10 @@ class FSR(Method):
         _in_range("max_focus", self.max_focus, "0 <= max_focus <= 1", lambda x: 0 <= x <= 1)
         _one_of("focus_by", self.focus_by, get_args(FocusBy))
         _one_of("focus_mass", self.focus_mass, get_args(FocusMass))
+        if self.focus_by == "distinct" and self.focus_mass != "all":
+            raise UsageError(
+                "focus_mass='top_k' needs focus_by='prefix': distinct Focus covers the mass of all tokens."
+            )
         _one_of("relevance", self.relevance, ("auto", "none"))
         _one_of("normalise", self.normalise, get_args(Normalisation))
         _one_of("distance", self.distance, ("projected", "encoder"))

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from fsr.errors import UsageError
 from fsr.methods.base import Method
 from fsr.once import Asked, OnePicture
-from fsr.tokens import Selection
+from fsr.tokens import Selection, Stage
 
 __all__ = ["Case", "Shown", "as_seen", "covered", "gather", "nearest_kept", "notes_of", "shown_of"]
 
@@ -102,8 +102,8 @@ def gather(
 def shown_of(method: Method, asked: Asked) -> Shown:
     """An answer as a report shows it."""
     selection = asked.selection
-    features = asked.tokens.features
-    nearest, likeness = nearest_kept(features, selection.rows)
+    nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
+    compared = asked.tokens.encoder if getattr(method, "distance", "") == "encoder" else asked.tokens.features
     return Shown(
         method.name,
         asked.text,
@@ -111,7 +111,7 @@ def shown_of(method: Method, asked: Asked) -> Shown:
         asked.stages_ms,
         rho=getattr(method, "rho", None),
         mass=getattr(method, "focus_mass", "all"),
-        covered=covered(selection, features) if getattr(method, "focus_by", "") == "distinct" else None,
+        covered=covered(selection, compared) if getattr(method, "focus_by", "") == "distinct" else None,
         nearest=tuple(nearest.tolist()),
         likeness=tuple(likeness.tolist()),
     )
@@ -122,14 +122,16 @@ def notes_of(shown: Sequence[Shown]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
 
 
-def covered(selection: Selection, features: Tensor) -> tuple[float, ...] | None:
+def covered(selection: Selection, features: Tensor | None) -> tuple[float, ...] | None:
     """Share of the priority mass that is covered after each focus token, in the order of choice (see
-    `fsr.stages.focus.distinct_focus`), by the features [N, D] that the language model sees; None without priority."""
-    if selection.priority is None:
+    `fsr.stages.focus.distinct_focus`), by the features [N, D] that it compared; None without priority."""
+    if selection.priority is None or features is None:
         return None
     phi = torch.nan_to_num(selection.priority.double().cpu())
     unit = normalize(features.float(), dim=-1).cpu()
-    focus = selection.rows[selection.order.argsort()][: selection.n_focus].cpu()
+    # By stage, not by rank alone: tiles with budgets of their own count their ranks anew.
+    place = selection.order.argsort(stable=True)
+    focus = selection.rows[place][selection.stage[place] == Stage.FOCUS].cpu()
     gap = (1 - unit[focus] @ unit.T).clamp(0, 1).scatter(1, focus[:, None], 0.0).cummin(dim=0).values
     return tuple((1 - gap.double() @ phi / phi.sum().clamp(min=1e-12)).tolist())
 

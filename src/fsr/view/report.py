@@ -153,10 +153,8 @@ def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
     if s.n_focus:
         words = f"{s.n_focus} tokens with the highest priority, numbered by rank."
         if shown.rho is not None and shown.covered is not None:
-            enough = shown.covered[-1] >= shown.rho - 1e-3
             words = f"{s.n_focus} distinct tokens cover {100 * shown.covered[-1]:.0f} % of the priority mass"
-            words += f" (ρ = {shown.rho:g})" if enough else f", all that the budget allows (ρ = {shown.rho:g})"
-            words += ", numbered in the order of choice."
+            words += f" (ρ = {shown.rho:g}), numbered in the order of choice."
         elif shown.rho is not None and s.focus_wanted is not None:
             part = "the priority mass" if shown.mass == "all" else f"the mass of the {s.kept} highest"
             words = f"{s.focus_wanted} tokens hold {100 * shown.rho:g} % of {part}"
