@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fsr.asking.load import load
 from fsr.evaluation.question_set import KINDS, build
 from fsr.minivlm.scenes import CLASSES
 from fsr.minivlm.train_vision import normalise_pixels, text_mask
-from fsr.models import load
 from fsr.signals.clip_twin import load_twin
 
 TEMPLATE = Path(__file__).with_name("mini_card.md")

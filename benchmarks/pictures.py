@@ -5,9 +5,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from fsr import FSR
-from fsr.answer import answer
-from fsr.images import bundled_scene
-from fsr.models import load
+from fsr.asking.answer import answer
+from fsr.asking.images import bundled_scene
+from fsr.asking.load import load
 from fsr.view import draw
 
 QUESTIONS = ["what color is the umbrella?", "what does the sign say?", "what is in the background?"]

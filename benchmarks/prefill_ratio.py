@@ -17,8 +17,8 @@ import sys
 import torch
 from transformers.utils import logging
 
+from fsr.asking.load import pick_device
 from fsr.methods import FSR
-from fsr.models import pick_device
 from fsr.profiling.measure import Plan, measure
 from fsr.profiling.report import report
 from fsr.profiling.subject import from_config

@@ -32,7 +32,7 @@ import transformers
 from transformers.utils import logging
 
 from fsr import FSR, ClipTwin, __version__, prune
-from fsr.models import pick_device
+from fsr.asking.load import pick_device
 from fsr.profiling.configs import CONFIGS, named
 from fsr.profiling.inputs import synthetic
 from fsr.profiling.memory import PeakMemory, cache_bytes

@@ -1,7 +1,7 @@
 """Pruning inside the language model the slow, plain way: no cache, no column ever leaves, dropped ones are masked from
 their layer on.
 
-Attention is eager and every weight matrix is looked at. Nothing here is shared with `fsr.inside`.
+Attention is eager and every weight matrix is looked at. Nothing here is shared with `fsr.pipeline.in_llm`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fsr.methods.inside import View
+from fsr.methods.in_llm import View
 
 
 class Naive:

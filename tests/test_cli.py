@@ -6,10 +6,10 @@ import json
 import pytest
 from PIL import Image
 
+from fsr.asking.images import bundled_scene
 from fsr.cli import COMMANDS, main
 from fsr.cli.options import keep_value
 from fsr.errors import BudgetError
-from fsr.images import bundled_scene
 
 
 def ask(capsys, *words):

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from fsr import FSR, UsageError, prepare
-from fsr.encoding import encode
+from fsr.pipeline.encode import encode
 from fsr.signals.clip_twin import ClipTwin
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import tiny
-from fsr.answer import answer
+from fsr.asking.answer import answer
+from fsr.asking.load import load
 from fsr.cli import main
 from fsr.errors import UsageError
 from fsr.evaluation import runner as runner_module
@@ -20,7 +21,6 @@ from fsr.evaluation.trials import BASELINES, Trial, contenders, trials_of, unpru
 from fsr.methods import FSR, available
 from fsr.minivlm.build import build_clip, build_llava
 from fsr.minivlm.export import mini_processor, text_tower_tokenizer
-from fsr.models import load
 from fsr.signals.clip_twin import ClipTwin, save_twin
 
 KEEP = 12

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fsr.asking.images import bundled_scene
 from fsr.errors import UsageError
 from fsr.evaluation import question_set
 from fsr.evaluation.question_set import KINDS, REFERENCE, build
-from fsr.images import bundled_scene
 from fsr.minivlm.scenes import draw, held_out_color, held_out_quadrant
 
 

@@ -12,8 +12,8 @@ from transformers import Cache, DynamicCache, LlavaConfig, LlavaForConditionalGe
 
 import tiny
 from fsr import FSR, UnsupportedModelError, UsageError, prepare, prune
-from fsr.inside.columns import short_mask
-from fsr.methods.inside import Chain, Choice, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods.in_llm import Chain, Choice, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.pipeline.in_llm.columns import short_mask
 from naive import Naive
 
 DEPTH, K = 4, 6

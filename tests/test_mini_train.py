@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fsr.answer import answer
+from fsr.asking.answer import answer
+from fsr.asking.load import load
 from fsr.methods import FSR
 from fsr.minivlm import loop
 from fsr.minivlm.export import export, mini_processor
@@ -16,7 +17,6 @@ from fsr.minivlm.scenes import draw
 from fsr.minivlm.train import STAGES, Recipe, train_stage
 from fsr.minivlm.train_language import language_batch
 from fsr.minivlm.train_vision import normalise_pixels, vision_batch
-from fsr.models import load
 
 TINY = replace(
     Recipe().scaled(1e-9), batch=2, questions=4, vision=3, vision_few=1, language=3, symbols=3, symbols_stop=3

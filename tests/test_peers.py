@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fsr.answer import answer
+from fsr.asking.answer import answer
+from fsr.asking.images import bundled_scene
+from fsr.asking.load import load
 from fsr.errors import FeatureError, RelevanceError
-from fsr.images import bundled_scene
 from fsr.methods import Method, available, get
-from fsr.models import load
 from fsr.tokens import Geometry, VisualTokens
 
 METHODS = sorted(name for name, cls in available().items() if issubclass(cls, Method))

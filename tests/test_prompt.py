@@ -11,7 +11,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from fsr import FeatureError, UsageError
 from fsr.adapters.containers import fresh, rebuild, split_rows
-from fsr.prompt import gather, inferred_mask, placeholder_units, repacked_positions, shrink
+from fsr.pipeline.shorten import gather, inferred_mask, placeholder_units, repacked_positions, shrink
 
 V, P = 9, 0  # placeholder, padding
 

@@ -13,8 +13,8 @@ from fsr.errors import (
     UsageError,
 )
 from fsr.methods import FSR, Method, PaperFSR
-from fsr.prepare import Prepared, Report, prepare
-from fsr.pruner import Pruner, prune
+from fsr.pipeline.prepare import Prepared, Report, prepare
+from fsr.pipeline.pruner import Pruner, prune
 from fsr.signals.clip_twin import ClipTwin, load_twin, save_twin
 from fsr.tokens import Selection, Stage, VisualTokens
 

@@ -26,6 +26,7 @@ import families
 import tiny
 import torchvision_families
 from fsr import BudgetError, RelevanceError, UsageError
+from fsr.asking.images import bundled_scene
 from fsr.cli import main
 from fsr.evaluation.benchmarks import COLUMNS, MLVU
 from fsr.evaluation.column_scores import column_score
@@ -36,7 +37,6 @@ from fsr.evaluation.lmms.model import Pruned
 from fsr.evaluation.lmms_results import read_runs
 from fsr.evaluation.paper_report import report
 from fsr.evaluation.published import table
-from fsr.images import bundled_scene
 
 QUESTIONS = 80
 MINI = "pretrained=mini,device=cpu,keep=16"

@@ -26,13 +26,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fsr.answer import answer
+from fsr.asking.answer import answer
+from fsr.asking.images import open_image
+from fsr.asking.load import load
 from fsr.cli import main
 from fsr.errors import FeatureError, UsageError
 from fsr.evaluation.question_set import build
-from fsr.images import open_image
 from fsr.methods import get
-from fsr.models import load
 from fsr.serving.batch.inputs import Row, read_rows
 from fsr.serving.batch.job import SETTINGS, Job
 from fsr.serving.batch.results import SCHEMA, check_answered, part_file, read_parts, write_part

@@ -14,8 +14,8 @@ from PIL import Image
 from server import Server, chat
 
 from fsr import FSR
-from fsr.answer import answer
-from fsr.models import load
+from fsr.asking.answer import answer
+from fsr.asking.load import load
 from fsr.serving.vllm import overrides
 
 DATA = Path(str(files("fsr.minivlm") / "data"))

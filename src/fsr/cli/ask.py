@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer and print; everything that can be wrong with the input is checked before the model is loaded."""
     method = build_method(args.method, keep_value(args.keep), args.option)
-    from fsr.images import bundled_scene, open_image
+    from fsr.asking.images import bundled_scene, open_image
 
     image = open_image(args.image) if args.image else bundled_scene()
     save = Path(args.save).expanduser() if args.save else None
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    from fsr.answer import answer
-    from fsr.models import load
+    from fsr.asking.answer import answer
+    from fsr.asking.load import load
 
     model, processor = load(args.model, args.device)
     kwargs = {"relevance": args.relevance}

@@ -101,9 +101,9 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The model and the question set of the command line."""
     from transformers.utils import logging
 
+    from fsr.asking.load import load
     from fsr.evaluation.question_set import build
     from fsr.evaluation.runner import Runner
-    from fsr.models import load
 
     questions = build(args.split, args.seed, args.questions)
     logging.set_verbosity_error()

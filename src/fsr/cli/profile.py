@@ -88,7 +88,7 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     import torch
     from transformers.utils import logging
 
-    from fsr.models import pick_device
+    from fsr.asking.load import pick_device
     from fsr.profiling.measure import Plan, measure
     from fsr.profiling.report import report
     from fsr.profiling.subject import from_checkpoint, from_config
@@ -127,7 +127,7 @@ def _config_of(model: str) -> Any:
 
     from transformers import AutoConfig
 
-    from fsr.models import EMBEDDED
+    from fsr.asking.load import EMBEDDED
 
     try:
         if model in EMBEDDED:

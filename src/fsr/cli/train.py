@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from transformers.utils import logging
 
+    from fsr.asking.load import pick_device
     from fsr.minivlm.export import export
     from fsr.minivlm.train import STAGES, Recipe, train_stage
-    from fsr.models import pick_device
 
     logging.set_verbosity_error()
     device = pick_device(args.device)

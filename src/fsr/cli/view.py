@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
         raise QuestionError("the question is empty: write what you want to know about the picture.")
     methods = [build_method(name, keep) for keep in budgets for name in names]
     out, png = _target(args.out or "report.html", (".html", ".htm")), _target(args.png, (".png",))
-    from fsr.images import bundled_scene, open_image
+    from fsr.asking.images import bundled_scene, open_image
 
     image = open_image(args.image) if args.image else bundled_scene()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    from fsr.models import load
+    from fsr.asking.load import load
     from fsr.view.case import gather
 
     model, processor = load(args.model, args.device)

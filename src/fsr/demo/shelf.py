@@ -8,10 +8,10 @@ from threading import Lock
 from typing import Any
 
 from fsr.adapters import find
+from fsr.asking.load import load
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods import available
 from fsr.methods.base import Method
-from fsr.models import load
 from fsr.signals.relevance import find_twin, resolve_scorer
 
 __all__ = ["Offered", "Shelf", "method_names"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from fsr.asking.images import open_image
 from fsr.errors import UsageError
-from fsr.images import open_image
 
 __all__ = ["Uploads"]
 

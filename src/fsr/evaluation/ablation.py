@@ -13,7 +13,7 @@ from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, unpruned
 from fsr.methods import FSR
-from fsr.prepare import Positions
+from fsr.pipeline.prepare import Positions
 
 __all__ = ["VARIANTS", "Variant", "ablate"]
 

@@ -18,7 +18,7 @@ from fsr.evaluation.question_set import VERSION
 from fsr.evaluation.runner import Runner, model_hash
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, trials_of, unpruned
-from fsr.prepare import Positions
+from fsr.pipeline.prepare import Positions
 
 __all__ = ["about", "compare"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from fsr.encoding import EncodedPrompt
 from fsr.methods import Method
-from fsr.methods.inside.chain import Whole, split
-from fsr.prepare import prepare
-from fsr.pruner import prune
-from fsr.report import Report
+from fsr.methods.in_llm.chain import Whole, split
+from fsr.pipeline.encode import EncodedPrompt
+from fsr.pipeline.prepare import prepare
+from fsr.pipeline.pruner import prune
+from fsr.pipeline.report import Report
 from fsr.tokens import Selection, Stage
 
 __all__ = ["before", "generate_inside"]

@@ -15,13 +15,13 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fsr.adapters import find
-from fsr.encoding import EncodedPrompt, encode
 from fsr.evaluation.inside import before, generate_inside
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
 from fsr.evaluation.trials import Trial
 from fsr.methods import Method
-from fsr.prepare import prepare
+from fsr.pipeline.encode import EncodedPrompt, encode
+from fsr.pipeline.prepare import prepare
 from fsr.signals.relevance import RelevanceScorer, find_twin
 from fsr.tokens import Selection
 
@@ -73,7 +73,7 @@ class Runner:
     """A model and a question set. `run` may be called again with more trials: pictures stay encoded.
 
     Args:
-        model, processor: as `fsr.models.load` gives them.
+        model, processor: as `fsr.asking.load.load` gives them.
         questions: the set.
         resume: folder for partial results, or None. Files are keyed by the set's, the model's and the trial's hash.
         progress: show a bar on standard error.

@@ -9,7 +9,7 @@ from typing import Any
 
 from fsr.errors import UsageError
 from fsr.methods import Method, available, get
-from fsr.prepare import Positions
+from fsr.pipeline.prepare import Positions
 
 __all__ = ["BASELINES", "RANDOM_SEEDS", "UNPRUNED", "Trial", "contenders", "trials_of", "unpruned"]
 

@@ -10,7 +10,7 @@ from fsr.methods.fsr import FSR
 from fsr.methods.fsr_paper import PaperFSR
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
-from fsr.methods.inside import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods.in_llm import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
 from fsr.methods.prumerge import PruMerge
 from fsr.methods.random import Random
 from fsr.methods.relevance import Relevance

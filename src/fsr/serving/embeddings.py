@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fsr.errors import UnsupportedModelError
-from fsr.report import Report
+from fsr.pipeline.report import Report
 
 __all__ = ["image_embeddings"]
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fsr.asking.one_picture import Asked, OnePicture
 from fsr.errors import UsageError
 from fsr.methods.base import Method
-from fsr.once import Asked, OnePicture
 from fsr.tokens import Selection, Stage
 
 __all__ = ["Case", "Shown", "as_seen", "covered", "gather", "nearest_kept", "notes_of", "shown_of"]

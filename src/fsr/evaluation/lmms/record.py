@@ -21,7 +21,7 @@ import transformers
 from lmms_eval.api.instance import TokenCounts
 
 import fsr
-from fsr.report import Report
+from fsr.pipeline.report import Report
 
 __all__ = ["Counts", "Ledger", "counts_of", "folder_of", "versions"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import fsr
 from fsr.errors import UsageError
-from fsr.methods.inside.chain import split
+from fsr.methods.in_llm.chain import split
 
 __all__ = ["SETTINGS", "Job"]
 
@@ -28,7 +28,7 @@ class Job:
     """A job as it is sent to every worker.
 
     source: the input; out: the folder for the answers; both absolute, and the same on all machines of a cluster.
-    model: as `fsr.models.load` takes it. method: as `prune` takes it, budget included. relevance: see `prune`.
+    model: as `fsr.asking.load.load` takes it. method: as `prune` takes it, budget included. relevance: see `prune`.
     max_new_tokens: per answer. device: auto, cpu or cuda.
     """
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from fsr.asking.images import decode_image, open_image
 from fsr.errors import UsageError
-from fsr.images import decode_image, open_image
 from fsr.serving.batch.inputs import Row
 
 __all__ = ["Pictures"]

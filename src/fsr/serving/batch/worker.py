@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fsr.answer import chat_batch
+from fsr.asking.answer import chat_batch
+from fsr.asking.images import bundled_scene
+from fsr.asking.load import load
 from fsr.errors import FeatureError, FSRError, QuestionError, UsageError
-from fsr.images import bundled_scene
-from fsr.models import load
-from fsr.pruner import prune
+from fsr.pipeline.pruner import prune
 from fsr.serving.batch.inputs import Row
 from fsr.serving.batch.job import SETTINGS, Job
 from fsr.serving.batch.pictures import Pictures

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
-from fsr.inside.columns import Columns, Short
-from fsr.inside.views import Scene
-from fsr.methods.inside.base import Choice, InsideMethod
-from fsr.prompt import Run, shrink
-from fsr.report import Drop, InsideReport, Report
+from fsr.methods.in_llm.base import Choice, InsideMethod
+from fsr.pipeline.in_llm.columns import Columns, Short
+from fsr.pipeline.in_llm.views import Scene
+from fsr.pipeline.report import Drop, InsideReport, Report
+from fsr.pipeline.shorten import Run, shrink
 
 __all__ = ["Call", "Picture"]
 

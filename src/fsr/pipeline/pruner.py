@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from fsr.adapters import find
 from fsr.adapters.base import Adapter
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.generation import (
+from fsr.methods.base import Method
+from fsr.methods.in_llm.base import InsideMethod
+from fsr.methods.in_llm.chain import Chain, Whole, split
+from fsr.pipeline.generate import (
     mark,
     refuse_chunks,
     refuse_foreign_cache,
@@ -28,12 +31,9 @@ from fsr.generation import (
     shorter_limits,
     with_prompt,
 )
-from fsr.inside import Inside
-from fsr.kv_cache import cache_of
-from fsr.methods.base import Method
-from fsr.methods.inside.base import InsideMethod
-from fsr.methods.inside.chain import Chain, Whole, split
-from fsr.prepare import Positions, Prepared, Report, Work
+from fsr.pipeline.in_llm import Inside
+from fsr.pipeline.kv_cache import cache_of
+from fsr.pipeline.prepare import Positions, Prepared, Report, Work
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer
 
 __all__ = ["Pruner", "prune"]

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
-from fsr.encoding import EncodedPrompt, run_tower
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
-from fsr.prompt import (
+from fsr.pipeline.encode import EncodedPrompt, run_tower
+from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.shorten import (
     FILL,
     Run,
     gather,
@@ -31,7 +32,6 @@ from fsr.prompt import (
     rows_with,
     shrink,
 )
-from fsr.report import Prepared, Report
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
 from fsr.signals.relevance import RelevanceScorer, resolve_scorer

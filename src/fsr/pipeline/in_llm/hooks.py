@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.inside.call import Call
-from fsr.inside.columns import Columns, check_cache, columns_of, forget, remember
-from fsr.inside.views import Scene
-from fsr.kv_cache import cache_in
-from fsr.methods.inside.base import InsideMethod
-from fsr.report import Report
+from fsr.methods.in_llm.base import InsideMethod
+from fsr.pipeline.in_llm.call import Call
+from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, remember
+from fsr.pipeline.in_llm.views import Scene
+from fsr.pipeline.kv_cache import cache_in
+from fsr.pipeline.report import Report
 from fsr.signals.attention import projections
 
 __all__ = ["Inside"]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from fsr.errors import QuestionError, UsageError
-from fsr.prepare import Report
-from fsr.pruner import prune
+from fsr.pipeline.prepare import Report
+from fsr.pipeline.pruner import prune
 from fsr.tokens import Selection
 
 __all__ = ["Answer", "answer", "chat_batch", "chat_inputs"]

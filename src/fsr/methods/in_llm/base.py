@@ -1,7 +1,8 @@
 """What a method is that drops visual tokens between two decoder layers of the language model, and nothing about models.
 
-Such a method sees one picture of one prompt as tensors (`View`) and returns the rows to keep (`Choice`). `fsr.inside`
-runs it: drops the columns from hidden states, masks, rotary embeddings and so from the KV caches of all later layers.
+Such a method sees one picture of one prompt as tensors (`View`) and returns the rows to keep (`Choice`).
+`fsr.pipeline.in_llm` runs it: drops the columns from hidden states, masks, rotary embeddings and so from the KV
+caches of all later layers.
 All kept tokens keep their original position ids.
 """
 
@@ -154,7 +155,7 @@ class InsideMethod(ABC):
 
     def __or__(self, other: Any) -> Any:
         """Chain with another method inside the language model; see `Chain`."""
-        from fsr.methods.inside.chain import join
+        from fsr.methods.in_llm.chain import join
 
         return join(self, other)
 

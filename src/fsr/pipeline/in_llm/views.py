@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UnsupportedModelError
-from fsr.inside.columns import Short
-from fsr.methods.inside.base import View
+from fsr.methods.in_llm.base import View
+from fsr.pipeline.in_llm.columns import Short
 from fsr.signals.attention import projections
 from fsr.signals.language import attention_row, heads_of, joined_keys, rotated
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from fsr.adapters import find
-from fsr.answer import chat_inputs
-from fsr.encoding import EncodedPrompt, encode
+from fsr.asking.answer import chat_inputs
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
-from fsr.prepare import Prepared, Report, Work
-from fsr.pruner import Pruner
+from fsr.pipeline.encode import EncodedPrompt, encode
+from fsr.pipeline.prepare import Prepared, Report, Work
+from fsr.pipeline.pruner import Pruner
 from fsr.signals.relevance import resolve_scorer
 from fsr.tokens import Selection, VisualTokens
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
-from fsr.kv_cache import cache_in
-from fsr.report import Prepared
+from fsr.pipeline.kv_cache import cache_in
+from fsr.pipeline.report import Prepared
 
 __all__ = [
     "mark",
