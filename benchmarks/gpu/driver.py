@@ -43,7 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for JSON files and page.md")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together")
-    parser.add_argument("--pretend", action="store_true", help="every step on the CPU with tiny sizes: no number counts")
+    parser.add_argument(
+        "--pretend", action="store_true", help="every step on the CPU with tiny sizes: no number counts"
+    )
     parser.add_argument("--only", help="comma-separated: " + ", ".join(s.name for s in STEPS))
     parser.add_argument("--train", action="store_true", help="use what is left for training the embedded model")
     args = parser.parse_args()

@@ -6,9 +6,9 @@ Without a list only Transformers is printed. torch itself never is: a GPU machin
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

@@ -17,10 +17,13 @@ def write_page(folder: Path, pretend: bool) -> None:
     about = next((r["about"] for r in results.values() if isinstance(r.get("about"), dict)), {})
     lines = [f"# FSR on {about.get('device', 'an unknown device')}", ""]
     if pretend:
-        lines += ["**A rehearsal on the CPU with tiny sizes: it shows that every step runs. No number here counts.**", ""]
+        lines += [
+            "**A rehearsal on the CPU with tiny sizes: it shows that every step runs. No number here counts.**",
+            "",
+        ]
     lines += [", ".join(f"{k} {v}" for k, v in about.items() if v is not None), ""]
     lines += ["## Steps", "", *_table(("step", "state", "seconds"), _steps(steps)), ""]
-    lines += ["## Bars", "", *_table(("promised", "measured", ""), (bar.check(results) for bar in BARS)), ""]
+    lines += ["## Bars", "", *_table(("promised", "measured", ""), (bar.check(results, pretend) for bar in BARS)), ""]
     lines += [*_tests(results.get("tests", {})), *_selection(results.get("selection", {}))]
     lines += [*_models(results.get("models", {})), *_shares(results.get("shares", {}))]
     lines += _failures(results)
@@ -43,7 +46,12 @@ def _steps(steps: dict[str, Any]) -> list[tuple[str, str, float]]:
 def _tests(found: dict[str, Any]) -> list[str]:
     if not found:
         return []
-    lines = ["## Tests on the device", "", f"`pytest -m cuda`: {found.get('tests', {}).get('summary', 'did not run')}", ""]
+    lines = [
+        "## Tests on the device",
+        "",
+        f"`pytest -m cuda`: {found.get('tests', {}).get('summary', 'did not run')}",
+        "",
+    ]
     for name, value in found.get("sanitizer", {}).items():
         lines += [f"- {name}: {value.get('status') if isinstance(value, dict) else value}"]
     return [*lines, ""]
@@ -68,7 +76,11 @@ def _selection(found: dict[str, Any]) -> list[str]:
         for way, value in found_ways.items()
         if isinstance(value, dict)
     ]
-    return [*lines, "Ways to take all cosines:", "", *_table(("case", "way", "ms", "largest error"), rows), ""] if rows else lines
+    return (
+        [*lines, "Ways to take all cosines:", "", *_table(("case", "way", "ms", "largest error"), rows), ""]
+        if rows
+        else lines
+    )
 
 
 def _models(found: dict[str, Any]) -> list[str]:
@@ -80,7 +92,9 @@ def _models(found: dict[str, Any]) -> list[str]:
         rows = []
         for row in model["results"]:
             ms = {stage: spread["median"] for stage, spread in row["ms"].items()}
-            stages = [ms[s] for s in ("vision_tower", "selection", "prefill", "time_to_first_token", "decode_per_token")]
+            stages = [
+                ms[s] for s in ("vision_tower", "selection", "prefill", "time_to_first_token", "decode_per_token")
+            ]
             peak = (row.get("peak") or {}).get("total_mib", "-")
             kept = f"{row['visual_tokens']['after']} of {row['visual_tokens']['before']}"
             rows.append((row["method"], kept, *(float(s) for s in stages), peak))
@@ -88,7 +102,14 @@ def _models(found: dict[str, Any]) -> list[str]:
         lines += [*_table((*head, "peak, MiB"), rows), "", *(f"- {v}" for v in model["verdicts"]), ""]
     table = found.get("table 7, counted")
     if isinstance(table, dict) and "rows" in table:
-        lines += ["## Table 7 of the paper, counted by its conventions", "", "```", json.dumps(table["rows"], indent=1), "```", ""]
+        lines += [
+            "## Table 7 of the paper, counted by its conventions",
+            "",
+            "```",
+            json.dumps(table["rows"], indent=1),
+            "```",
+            "",
+        ]
     return lines
 
 

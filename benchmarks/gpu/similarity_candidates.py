@@ -1,5 +1,5 @@
-"""Ways to take all cosines of a picture's tokens, timed side by side: which one the Triton path should use is decided by
-what a device measures, not by taste.
+"""Ways to take all cosines of a picture's tokens, timed side by side: which one the Triton path should use is for the
+device to say.
 
 Every candidate is also compared with float64: an index may only change where two cosines differ by less than that.
 """
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import clock, graph_of
 from torch import Tensor
 
 from fsr.kernels import cosine
+from timing import clock, graph_of
 
 
 def one_product_per_image(features: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ def batched_float32(features: Tensor) -> Tensor:
 
 
 def half_inputs(features: Tensor) -> Tensor:
-    """Products of the 16-bit features themselves on the tensor cores (exact products, float32 sums), then divided by the
-    norms. Only where the features are 16-bit to begin with."""
+    """Products of the 16-bit features themselves on the tensor cores (exact products, float32 sums), then divided by
+    the norms. Only where the features are 16-bit to begin with."""
     batch, n, _ = features.shape
     gram = torch.empty(batch, n, n, device=features.device)
     for x, out in zip(features, gram):
@@ -42,7 +42,7 @@ def half_inputs(features: Tensor) -> Tensor:
 
 
 def split_bfloat16(features: Tensor) -> Tensor:
-    """Float32 directions as a sum of two bfloat16 parts: three products on the tensor cores instead of one in float32."""
+    """Float32 directions as a sum of two bfloat16 parts: three products on the tensor cores for one in float32."""
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     high = unit.bfloat16()
     low = (unit - high.float()).bfloat16()

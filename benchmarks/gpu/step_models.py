@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from part import Parts
-from timing import about
-from tiny import tiny, tiny_text_tower
 from transformers.utils import logging
 
 from fsr.methods import get
-from fsr.profiling.counted import paper_table
+from fsr.profiling.count_report import paper_table
 from fsr.profiling.measure import Plan, measure
-from fsr.profiling.report import report
-from fsr.profiling.subject import from_config
+from fsr.profiling.measure_report import report
+from fsr.profiling.workload import from_config
+from part import Parts
+from timing import about
+from tiny import tiny, tiny_text_tower
 
 METHODS = ("fsr", "cdpruner", "divprune", "fastv", "random")
 
@@ -54,7 +54,9 @@ def one(run: Run, parts: Parts, batch: int, seconds: float) -> dict[str, Any]:
     dtype = torch.float32 if parts.pretend else torch.bfloat16
     subject = from_config(run.config, device=parts.device, dtype=dtype, **small)
     chosen = methods_of(run) if batch == 1 else (get("fsr", keep=run.keeps[0]),)
-    plan = Plan(chosen, (batch,), new_tokens=2 if parts.pretend else 8, rounds=1 if parts.pretend else 5, limit_s=seconds)
+    plan = Plan(
+        chosen, (batch,), new_tokens=2 if parts.pretend else 8, rounds=1 if parts.pretend else 5, limit_s=seconds
+    )
     return report(subject, plan, measure(subject, plan))
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from part import Parts
-from similarity_candidates import candidates
-from timing import about, best_rates, clock, graph_of
 
 from fsr.methods import FSR, get
 from fsr.tokens import VisualTokens
+from part import Parts
+from similarity_candidates import candidates
+from timing import about, best_rates, clock, graph_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from selection import plain_dpp

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from part import Parts
-from timing import about, clock
-from tiny import tiny, tiny_text_tower
 from transformers.utils import logging
 
 from fsr import FSR, prune
-from fsr.profiling.subject import from_config
+from fsr.profiling.workload import from_config
+from part import Parts
+from timing import about, clock
+from tiny import tiny, tiny_text_tower
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = 64
@@ -28,7 +28,7 @@ LLAVA, QWEN = "llava-1.5-7b", "qwen2.5-vl-7b"
 def saliency_tap(parts: Parts) -> dict[str, Any]:
     """`benchmarks/saliency_tap.py` on the device."""
     program = [sys.executable, "benchmarks/saliency_tap.py", "--json", "--device", parts.device.type]
-    program += ["--rounds", "2"] if parts.pretend else ["--rounds", "30", "--dtype", "bfloat16"]
+    program += ["--rounds", "2", "--layers", "3"] if parts.pretend else ["--rounds", "30", "--dtype", "bfloat16"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=max(10, parts.left), cwd=ROOT)
     if not done.stdout.strip():
         raise RuntimeError(done.stderr[-500:])
@@ -63,7 +63,8 @@ def compiled(parts: Parts) -> dict[str, Any]:
     subject = subject_of(LLAVA, parts)
     model = subject.model
     inputs, question = subject.inputs(1, 0)
-    plain = partial(model.generate, **inputs, max_new_tokens=1, do_sample=False)
+    # `generate` is looked up anew in every call: pruning replaces it on the model.
+    plain = lambda **more: model.generate(**inputs, **more, max_new_tokens=1, do_sample=False)
     pruned_call = partial(plain, question=question)
     out: dict[str, Any] = {}
     rows = []

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from part import Parts
-
 from fsr.minivlm.train import STAGES, Recipe
+from part import Parts
 
 
 def stage(name: str, folder: Path, parts: Parts) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def stage(name: str, folder: Path, parts: Parts) -> dict[str, Any]:
 def main() -> int:
     parts = Parts(__doc__ or "")
     folder = parts.out.with_suffix("")
-    for name in STAGES:
+    for name in STAGES[:1] if parts.pretend else STAGES:
         parts.run(name, lambda name=name: stage(name, folder, parts))
     return int(parts.failed)
 

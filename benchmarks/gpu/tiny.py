@@ -1,5 +1,5 @@
-"""True-size configs made narrow and shallow for `--pretend`: the same classes, pictures and token counts, in seconds on a
-CPU. Head sizes stay, because multi-dimensional RoPE is cut by them."""
+"""True-size configs made narrow and shallow for `--pretend`: the same classes, pictures and token counts, in seconds on
+a CPU. Head sizes stay, because multi-dimensional RoPE is cut by them."""
 
 from __future__ import annotations
 
