@@ -76,16 +76,4 @@ BARS = (
         )
     ),
     Bar("saliency tap over the vision tower, %", 3, True, lambda r: 100 * r["shares"]["saliency tap"]["direct"]),
-    Bar(
-        "first-layer relevance over the first token, LLaVA-1.5-7B, %",
-        2,
-        True,
-        lambda r: 100 * r["shares"]["relevance by the first layer, llava-1.5-7b"]["share_of_first_token"],
-    ),
-    Bar(
-        "first-layer relevance over the first token, Qwen2.5-VL-7B, %",
-        2,
-        True,
-        lambda r: 100 * r["shares"]["relevance by the first layer, qwen2.5-vl-7b"]["share_of_first_token"],
-    ),
 )
