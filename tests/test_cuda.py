@@ -70,7 +70,7 @@ def test_generation_with_a_drop_inside(pair):
     with prune(model, FSR(keep=4, relevance="none") | FastV(layer=1, keep=2)) as pruned:
         out = model.generate(**moved(inputs), max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert out.shape[1] == inputs["input_ids"].shape[1] + 3
-    assert pruned.last.inside.drops
+    assert pruned.last.in_llm.drops
 
 
 def test_the_report_names_what_selected(pair):

@@ -22,6 +22,7 @@ from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.shorten import (
     FILL,
     Run,
@@ -35,7 +36,7 @@ from fsr.pipeline.shorten import (
 )
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.signals.relevance import RelevanceScorer
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
