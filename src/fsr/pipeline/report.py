@@ -71,7 +71,8 @@ class Report:
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
     in_llm: what methods inside the language model dropped after that, None where there is none.
-    kernels: str = "cpu"
+    kernels: what ran the greedy loops: "cpu", "triton" or "plain" (torch loops, where neither of the others exists; on
+        CUDA `notes` then says so).
     """
 
     selections: tuple[Selection, ...]
