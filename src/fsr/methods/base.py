@@ -53,6 +53,8 @@ class Method(ABC):
     licence_note: ClassVar[str] = ""
     needs: ClassVar[frozenset[Signal]] = frozenset()
     where: ClassVar[str] = "before the language model"
+    # Where the paper takes relevance from, if that is part of the method: what relevance="auto" means for it.
+    own_relevance: ClassVar[str | None] = None
 
     keep: int | float = 64
     per: Scope = "image"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from os import PathLike
 from time import perf_counter
 from typing import Any, Literal
 
@@ -32,9 +33,8 @@ from fsr.pipeline.shorten import (
     rows_with,
     shrink,
 )
-from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.signals.relevance import RelevanceScorer, reads_features, resolve_scorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
@@ -52,7 +52,7 @@ def prepare(
     question: str | Sequence[str] | None = None,
     *,
     processor: Any = None,
-    relevance: str | RelevanceScorer = "auto",
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
     positions: Positions = "auto",
     call: Call = "generate",
     use_cache: bool = True,
@@ -66,8 +66,9 @@ def prepare(
         inputs: what the processor made: `input_ids` [B, L], `attention_mask`, pixels and their sizes; other keys pass
             through.
         question: the question, one for all rows or one per row; None reads it from the prompt (needs `processor`).
-        relevance: "auto" finds the paired text tower (none on families without one), "none" works without, "embedding"
-            compares features with word embeddings, or a `RelevanceScorer`.
+        relevance: "auto" finds the paired text tower (none on families without one), "none" works without,
+            "first-layer" reads it from the language model's first queries and keys, "embedding" from its word
+            embeddings; or a file of `fsr calibrate` (*.json), or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
@@ -77,13 +78,10 @@ def prepare(
         UnsupportedModelError, RelevanceError, QuestionError, FeatureError, UsageError: see `fsr.errors`.
     """
     adapter = find(model)
-    if encoded is not None and encoded.scorer is not None and relevance == "auto":
-        relevance = encoded.scorer
-    method, scorer = resolve_scorer(adapter, method, relevance)
-    if encoded is not None:
-        encoded.check(method.signals())
-        if scorer is not None and scorer is not encoded.scorer:
-            raise UsageError("these pictures were encoded for another relevance scorer: give that one to encode().")
+    if encoded is None:
+        method, scorer = resolve_scorer(adapter, method, relevance)
+    else:
+        method, scorer = encoded.resolve(adapter, method, relevance)
     work = Work(adapter, method, scorer, processor, positions)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
 
@@ -119,13 +117,14 @@ class Work:
         if getattr(self.method, "relevance", None) == "none" and not self.adapter.paired_text_tower:
             notes.append(
                 f"{self.method.name} ran without relevance (alpha = 0): no public text tower pairs with "
-                f"{self.adapter.name}; relevance='embedding' is the substitute"
+                f"{self.adapter.name}; relevance='first-layer' reads it from the language model"
             )
         signals = self.method.signals()
-        questions = None
+        questions, scorer = None, None
         text_ms = 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
+            scorer = _bound(self.scorer, self.processor)
             modalities = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
             tokens = self.adapter.placeholder_ids()
             pictured = rows_with(ids, [tokens[m] for m in modalities])
@@ -139,9 +138,9 @@ class Work:
         else:
             encoded = [replace(part, timings={}) for part in seen.parts]
         runs = self._runs(ids, encoded)
-        if questions is not None:
+        if questions is not None and scorer is not None:
             before = perf_counter()
-            encoded = [self._with_relevance(e, r, questions) for e, r in zip(encoded, runs)]
+            encoded = [self._with_relevance(scorer, e, r, questions) for e, r in zip(encoded, runs)]
             wait(self.adapter.device)
             text_ms += 1e3 * (perf_counter() - before)
 
@@ -173,6 +172,7 @@ class Work:
             timings=timings,
             positions=policy,
             questions=None if questions is None else tuple(questions),
+            relevance=source_of(scorer),
             notes=tuple(notes),
         )
         return Prepared(kwargs, report)
@@ -210,20 +210,22 @@ class Work:
         tower = self.adapter.vision_tower
         return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
 
-    def _with_relevance(self, encoded: Encoded, runs: list[Run], questions: list[str | None]) -> Encoded:
-        if isinstance(self.scorer, EmbeddingRelevance):
-            scorer = self.scorer.bound(self.processor)
+    def _with_relevance(
+        self, scorer: RelevanceScorer, encoded: Encoded, runs: list[Run], questions: list[str | None]
+    ) -> Encoded:
+        if reads_features(scorer):
             scored = [
-                replace(u, relevance=scorer(u.features, questions[r.row] or "")) for u, r in zip(encoded.units, runs)
+                replace(u, relevance=_of_features(scorer, u, questions[r.row] or ""))
+                for u, r in zip(encoded.units, runs)
             ]
             return replace(encoded, units=scored)
-        if self.scorer is None or encoded.patches is None:
+        if encoded.patches is None:
             raise RelevanceError(
                 f"the {self.adapter.name} adapter gives no patch states for {encoded.modality}s: use relevance='none'."
             )
         units: list[VisualTokens] = []
         for unit, states, run in zip(encoded.units, encoded.patches, runs):
-            score = self.scorer(states, questions[run.row] or "")
+            score = scorer(states, questions[run.row] or "")
             units.append(replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score))
         return replace(encoded, units=units)
 
@@ -299,3 +301,18 @@ class Work:
             kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
             # Without a mask, gapped positions would be read as several packed prompts.
             kwargs.setdefault("attention_mask", new_mask)
+
+
+def _bound(scorer: RelevanceScorer, processor: Any) -> RelevanceScorer:
+    """The scorer with the model's tokenizer, where it wants one."""
+    bind = getattr(scorer, "bound", None)
+    return scorer if bind is None else bind(processor)
+
+
+def _of_features(scorer: RelevanceScorer, unit: VisualTokens, question: str) -> Tensor:
+    """Scores of the features of one picture, float32 [N]; rows that are no patch neither take part nor get one."""
+    if unit.structural is None:
+        return scorer(unit.features, question)
+    patches = (~unit.structural).nonzero()[:, 0]
+    scores = scorer(unit.features[patches.to(unit.features.device)], question)
+    return scores.new_zeros(unit.count).index_copy(0, patches.to(scores.device), scores)

@@ -34,7 +34,8 @@ class EmbeddingRelevance:
     """A scorer of projected features [N, D], not of the tower's patches.
 
     Args:
-        embedding: the language model's input embedding. tokenizer: of the same model; None until `bound`. sign: 1 or -1.
+        embedding: the language model's input embedding. tokenizer: of the same model; None until `bound`.
+        sign: 1 or -1.
 
     Raises:
         RelevanceError: another sign.
@@ -46,7 +47,11 @@ class EmbeddingRelevance:
 
     layer = -1
     reads_features = True
-    source = "embedding"
+
+    @property
+    def source(self) -> str:
+        """Its name in reports."""
+        return "embedding" if self.sign == 1 else "embedding, negated"
 
     def __post_init__(self) -> None:
         if self.sign not in (1, -1):
@@ -60,7 +65,7 @@ class EmbeddingRelevance:
         """
         if self.tokenizer is not None:
             return self
-        return replace(self, tokenizer=tokenizer_of(processor, self.source))
+        return replace(self, tokenizer=tokenizer_of(processor, "embedding"))
 
     @torch.no_grad()
     def __call__(self, patches: Tensor, question: str) -> Tensor:

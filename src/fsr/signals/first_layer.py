@@ -25,7 +25,14 @@ from fsr.errors import RelevanceError
 from fsr.signals.question_tokens import question_ids, tokenizer_of
 from fsr.signals.text_projections import text_projections
 
-__all__ = ["FirstLayerRelevance", "head_scores", "weighted_heads"]
+__all__ = ["HAWK_QWEN2_5_VL_7B", "FirstLayerRelevance", "head_scores", "weighted_heads"]
+
+# The weights of HAWK's authors for the 28 heads of Qwen2.5-VL-7B, found by leaving out one head at a time
+# (github.com/peppery77/HAWK, src/hawk/config.py, Apache-2.0). Only their ratios matter.
+HAWK_QWEN2_5_VL_7B = (
+    0.0875, 0.3000, 0.0480, 0.0321, 0.0104, 0.0102, 0.0336, 0.0460, 0.0540, 0.0472, 0.0234, 0.0537, 0.0109, 0.0573,
+    0.0276, 0.0403, 0.0429, 0.0352, 0.0162, 0.0519, 0.0553, 0.0266, 0.0222, 0.0480, 0.0337, 0.0250, 0.0000, 0.0224,
+)  # fmt: skip
 
 
 def head_scores(queries: Tensor, keys: Tensor) -> Tensor:
@@ -79,7 +86,11 @@ class FirstLayerRelevance:
 
     layer = -1
     reads_features = True
-    source = "first-layer"
+
+    @property
+    def source(self) -> str:
+        """Its name in reports."""
+        return "first-layer" if self.weights is None else "first-layer, weighted heads"
 
     def bound(self, processor: Any) -> FirstLayerRelevance:
         """The same with the tokenizer of a processor, unless it has one.
@@ -89,7 +100,7 @@ class FirstLayerRelevance:
         """
         if self.tokenizer is not None:
             return self
-        return replace(self, tokenizer=tokenizer_of(processor, self.source))
+        return replace(self, tokenizer=tokenizer_of(processor, "first-layer"))
 
     def check(self) -> None:
         """Raise `RelevanceError` unless the model has the projections, and as many heads as there are weights."""

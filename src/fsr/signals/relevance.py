@@ -1,42 +1,56 @@
-"""How relevant each patch is to the question (FSR Eq. 2): which text tower belongs to a model, and the sign of its
-similarity.
+"""Where relevance to the question (FSR Eq. 2) comes from: the text tower that was trained together with the vision
+tower, the language model's first layer, its word embeddings, or a scorer of the caller's own.
 
-Relevance is only meaningful in the space of the text tower that was trained together with the vision tower.
-`resolve_scorer` finds that tower or says that there is none; nothing is guessed in silence.
+`resolve_scorer` finds the one that was asked for or says that there is none; nothing is guessed in silence.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from os import PathLike
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from fsr.adapters.base import Adapter
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
+from fsr.signals.calibration import load_calibration
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
 from fsr.signals.embedding import EmbeddingRelevance
+from fsr.signals.first_layer import FirstLayerRelevance
 from fsr.signals.siglip_twin import SiglipTwin
+from fsr.signals.text_projections import text_projections
 
-__all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "paired_tower", "resolve_scorer"]
+__all__ = [
+    "SOURCES",
+    "WITHOUT_TOWER",
+    "RelevanceScorer",
+    "find_twin",
+    "paired_tower",
+    "reads_features",
+    "resolve_scorer",
+    "source_of",
+]
+
+# What `relevance=` takes by name. Besides these: a file of `fsr calibrate` (*.json), or a scorer.
+SOURCES = ("auto", "none", "first-layer", "embedding")
+# What "auto" means on families without a public text tower.
+WITHOUT_TOWER = "none"
 
 
 @runtime_checkable
 class RelevanceScorer(Protocol):
     """Anything that scores patches against a question.
 
-    layer: the hidden state of the vision tower it reads, -1 or -2. Two more attributes are optional: `tile_head`, a
-        function
-    of the states of whole tiles [T, P, C] that runs before they are packed; `reads_features = True` for scorers of
-    projected
-    features instead of tower states (see `EmbeddingRelevance`).
+    layer: the hidden state of the vision tower it reads, -1 or -2. More attributes are optional: `source`, its name for
+    the report; `tile_head`, a function of the states of whole tiles [T, P, C] that runs before they are packed;
+    `reads_features = True` for scorers of projected features instead of tower states, which may then have
+    `bound(processor)`, the same scorer with the model's tokenizer (see `FirstLayerRelevance`).
     """
 
     layer: int
@@ -60,19 +74,30 @@ TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
 Twin = ClipTwin | SiglipTwin
 
 _found: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
-_embedded: WeakKeyDictionary[nn.Module, EmbeddingRelevance] = WeakKeyDictionary()
 _find_lock = Lock()
 
 
+def reads_features(scorer: object) -> bool:
+    """True for scorers of projected features, which need nothing recorded in the vision tower."""
+    return bool(getattr(scorer, "reads_features", False))
+
+
+def source_of(scorer: object) -> str:
+    """A scorer's name for reports, "none" without one."""
+    return "none" if scorer is None else str(getattr(scorer, "source", type(scorer).__name__))
+
+
 def resolve_scorer(
-    adapter: Adapter, method: Method, relevance: str | RelevanceScorer
+    adapter: Adapter, method: Method, relevance: str | PathLike[str] | RelevanceScorer
 ) -> tuple[Method, RelevanceScorer | None]:
     """The method as it will run, and its scorer (None where it reads no relevance).
 
-    "auto" is the paired text tower; families without a public one run without relevance, as in the paper.
+    "auto" is what the method's paper takes (`Method.own_relevance`) or else the paired text tower; families without a
+    public one take `WITHOUT_TOWER`.
 
     Raises:
-        RelevanceError: no paired text tower, the wrong one, or a method that cannot do without.
+        RelevanceError: no paired text tower, the wrong one, no usable first layer, a calibration of another model, or a
+            method that cannot do without.
         UsageError: no method that prunes before the language model.
     """
     if not isinstance(method, Method):
@@ -81,24 +106,33 @@ def resolve_scorer(
         )
     if "relevance" not in method.signals():
         return method, None
+    if isinstance(relevance, PathLike) or (isinstance(relevance, str) and relevance.endswith(".json")):
+        relevance = load_calibration(relevance).scorer(adapter.model)
     if isinstance(relevance, RelevanceScorer):
         if isinstance(relevance, Twin):
             _verified(adapter.vision_tower, relevance)
+        elif isinstance(relevance, FirstLayerRelevance):
+            _of_model(adapter, relevance)
         return method, relevance
+    if relevance == "auto":
+        if method.own_relevance is None and adapter.paired_text_tower:
+            return method, find_twin(adapter)
+        relevance = method.own_relevance or WITHOUT_TOWER
     if relevance == "embedding":
-        with _find_lock:
-            return method, _embedded.setdefault(adapter.model, EmbeddingRelevance(adapter.model.get_input_embeddings()))
-    if relevance == "none" or (relevance == "auto" and not adapter.paired_text_tower):
+        return method, EmbeddingRelevance(adapter.model.get_input_embeddings())
+    if relevance == "first-layer":
+        return method, _of_model(adapter, FirstLayerRelevance(adapter.model))
+    if relevance == "none":
         if "relevance" not in {f.name for f in fields(method)}:
             raise RelevanceError(
-                f"{method.name} cannot do without relevance: give relevance='embedding', a scorer, or another method."
+                f"{method.name} cannot do without relevance: give relevance='first-layer', 'embedding', a scorer, or "
+                "another method."
             )
         return replace(method, relevance="none"), None  # type: ignore[call-arg]
-    if relevance != "auto":
-        raise RelevanceError(
-            f"relevance={relevance!r}: use 'auto', 'none', 'embedding', or a scorer such as load_twin('folder')."
-        )
-    return method, find_twin(adapter)
+    raise RelevanceError(
+        f"relevance={relevance!r}: use {', '.join(map(repr, SOURCES))}, a file of `fsr calibrate` (*.json), or a "
+        "scorer such as load_twin('folder')."
+    )
 
 
 def find_twin(adapter: Adapter) -> Twin:
@@ -165,40 +199,8 @@ def _verified(tower: nn.Module, twin: Twin) -> Twin:
     return twin
 
 
-# ------------------------------------------------------------------------------------------------------------- the sign
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Pointing game: how often the best patch lies in the box that the text names, as is and negated."""
-
-    sign: int
-    hits_positive: int
-    hits_negative: int
-    count: int
-
-
-def calibrate_sign(
-    scorer: RelevanceScorer, samples: Iterable[tuple[Tensor, Tensor, tuple[float, float, float, float], str]]
-) -> Calibration:
-    """The sign of a text tower from pictures whose object is known, by the pointing game.
-
-    samples: (patches [N, C], patch boxes [N, 4], box of the object (x0, y0, x1, y1) in the same units, text that names
-    it). The scorer's own sign is undone first where it has one.
-
-    Raises:
-        RelevanceError: no samples, or as many hits with either sign.
-    """
-    own = int(getattr(scorer, "sign", 1))
-    hits = {1: 0, -1: 0}
-    count = 0
-    for patches, boxes, (x0, y0, x1, y1), text in samples:
-        count += 1
-        score = own * scorer(patches, text)
-        for sign in hits:
-            box = boxes[int(torch.argmax(sign * score))]
-            x, y = float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
-            hits[sign] += int(x0 <= x <= x1 and y0 <= y <= y1)
-    if hits[1] == hits[-1]:
-        raise RelevanceError(f"{hits[1]} hits of {count} with either sign: give more samples, or another text tower.")
-    return Calibration(1 if hits[1] > hits[-1] else -1, hits[1], hits[-1], count)
+def _of_model(adapter: Adapter, scorer: FirstLayerRelevance) -> FirstLayerRelevance:
+    scorer.check()
+    if text_projections(scorer.model).attention is not text_projections(adapter.model).attention:
+        raise RelevanceError("this first-layer scorer was made for another model: make one for this model.")
+    return scorer

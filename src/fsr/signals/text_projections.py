@@ -119,7 +119,9 @@ def text_projections(model: Any) -> TextProjections:
     known = {BOTH_NORM, "v_norm", *(name for pair in HEAD_NORMS for name in pair)}
     strange = sorted(n for n, _ in attention.named_children() if "norm" in n and n not in known)
     if strange:
-        raise RelevanceError(f"{type(attention).__name__} has norms not known here ({', '.join(strange)}): {OTHERWISE}.")
+        raise RelevanceError(
+            f"{type(attention).__name__} has norms not known here ({', '.join(strange)}): {OTHERWISE}."
+        )
     norm = _input_norm(layers[index])
     for part in (attention.q_proj, attention.k_proj):
         for weight in part.parameters():
