@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from torch import Tensor
 from fsr.errors import RelevanceError, UsageError
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.first_layer import FirstLayerRelevance, weighted_heads
-
-if TYPE_CHECKING:
-    from fsr.signals.relevance import RelevanceScorer
+from fsr.signals.relevance import RelevanceScorer
 
 __all__ = [
     "HeadFit",

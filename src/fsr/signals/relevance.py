@@ -1,46 +1,22 @@
-"""Where relevance to the question (FSR Eq. 2) comes from: the text tower that was trained together with the vision
-tower, the language model's first layer, its word embeddings, or a scorer of the caller's own.
+"""How relevant each patch is to the question (FSR Eq. 2): what scores it, and which text tower belongs to a model.
 
-`resolve_scorer` finds the one that was asked for or says that there is none; nothing is guessed in silence.
+Relevance is only meaningful in the space of the text tower that was trained together with the vision tower.
+`paired_tower` finds that tower or says that there is none; nothing is guessed in silence.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields, replace
-from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from fsr.adapters.base import Adapter
-from fsr.errors import RelevanceError, UsageError
-from fsr.methods.base import Method
-from fsr.signals.calibration import load_calibration
+from fsr.errors import RelevanceError
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
-from fsr.signals.embedding import EmbeddingRelevance
-from fsr.signals.first_layer import FirstLayerRelevance
 from fsr.signals.siglip_twin import SiglipTwin
-from fsr.signals.text_projections import text_projections
 
-__all__ = [
-    "SOURCES",
-    "WITHOUT_TOWER",
-    "RelevanceScorer",
-    "find_twin",
-    "paired_tower",
-    "reads_features",
-    "resolve_scorer",
-    "source_of",
-]
-
-# What `relevance=` takes by name. Besides these: a file of `fsr calibrate` (*.json), or a scorer.
-SOURCES = ("auto", "none", "first-layer", "embedding")
-# What "auto" means on families without a public text tower.
-WITHOUT_TOWER = "none"
+__all__ = ["RelevanceScorer", "Twin", "paired_tower", "reads_features", "source_of", "verified"]
 
 
 @runtime_checkable
@@ -73,9 +49,6 @@ TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
 }
 Twin = ClipTwin | SiglipTwin
 
-_found: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
-_find_lock = Lock()
-
 
 def reads_features(scorer: object) -> bool:
     """True for scorers of projected features, which need nothing recorded in the vision tower."""
@@ -87,75 +60,13 @@ def source_of(scorer: object) -> str:
     return "none" if scorer is None else str(getattr(scorer, "source", type(scorer).__name__))
 
 
-def resolve_scorer(
-    adapter: Adapter, method: Method, relevance: str | PathLike[str] | RelevanceScorer
-) -> tuple[Method, RelevanceScorer | None]:
-    """The method as it will run, and its scorer (None where it reads no relevance).
-
-    "auto" is what the method's paper takes (`Method.own_relevance`) or else the paired text tower; families without a
-    public one take `WITHOUT_TOWER`.
-
-    Raises:
-        RelevanceError: no paired text tower, the wrong one, no usable first layer, a calibration of another model, or a
-            method that cannot do without.
-        UsageError: no method that prunes before the language model.
-    """
-    if not isinstance(method, Method):
-        raise UsageError(
-            f"{getattr(method, 'name', method)} does not (only) prune before the language model: use prune(model, ...)."
-        )
-    if "relevance" not in method.signals():
-        return method, None
-    if isinstance(relevance, PathLike) or (isinstance(relevance, str) and relevance.endswith(".json")):
-        relevance = load_calibration(relevance).scorer(adapter.model)
-    if isinstance(relevance, RelevanceScorer):
-        if isinstance(relevance, Twin):
-            _verified(adapter.vision_tower, relevance)
-        elif isinstance(relevance, FirstLayerRelevance):
-            _of_model(adapter, relevance)
-        return method, relevance
-    if relevance == "auto":
-        if method.own_relevance is None and adapter.paired_text_tower:
-            return method, find_twin(adapter)
-        relevance = method.own_relevance or WITHOUT_TOWER
-    if relevance == "embedding":
-        return method, EmbeddingRelevance(adapter.model.get_input_embeddings())
-    if relevance == "first-layer":
-        return method, _of_model(adapter, FirstLayerRelevance(adapter.model))
-    if relevance == "none":
-        if "relevance" not in {f.name for f in fields(method)}:
-            raise RelevanceError(
-                f"{method.name} cannot do without relevance: give relevance='first-layer', 'embedding', a scorer, or "
-                "another method."
-            )
-        return replace(method, relevance="none"), None  # type: ignore[call-arg]
-    raise RelevanceError(
-        f"relevance={relevance!r}: use {', '.join(map(repr, SOURCES))}, a file of `fsr calibrate` (*.json), or a "
-        "scorer such as load_twin('folder')."
-    )
-
-
-def find_twin(adapter: Adapter) -> Twin:
-    """The text tower that pairs with the model's vision tower: `text_tower/` in its own folder, else by fingerprint.
-    Kept per model.
-
-    Raises:
-        RelevanceError: none known, not loadable, or its vision tower differs from the model's.
-    """
-    with _find_lock:
-        if adapter.model not in _found:
-            name = str(getattr(adapter.model, "name_or_path", "") or "")
-            _found[adapter.model] = paired_tower(name, adapter.vision_tower, adapter.name)
-        return _found[adapter.model]
-
-
 def paired_tower(name: str, tower: nn.Module, family: str) -> Twin:
     """The text tower that pairs with `tower`, the vision tower of the model in folder (or of hub id) `name`.
 
     Raises:
-        RelevanceError: see `find_twin`.
+        RelevanceError: none known, not loadable, or its vision tower differs from `tower`.
     """
-    return _verified(tower, _load(name, tower, family))
+    return verified(tower, _load(name, tower, family))
 
 
 def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
@@ -185,7 +96,12 @@ def _load(name: str, tower: nn.Module, family: str) -> Twin:
         raise RelevanceError(f"the text tower {repository} could not be loaded ({error}): {hint}.") from error
 
 
-def _verified(tower: nn.Module, twin: Twin) -> Twin:
+def verified(tower: nn.Module, twin: Twin) -> Twin:
+    """`twin`, if its own vision tower has the weights of `tower`; a warning where they were fine-tuned since.
+
+    Raises:
+        RelevanceError: other weights.
+    """
     result = twin.compare(tower)
     if result is Resemblance.FAR:
         raise RelevanceError(
@@ -197,10 +113,3 @@ def _verified(tower: nn.Module, twin: Twin) -> Twin:
             f"the vision tower was fine-tuned after {twin.source}: relevance is approximate.", UserWarning, stacklevel=2
         )
     return twin
-
-
-def _of_model(adapter: Adapter, scorer: FirstLayerRelevance) -> FirstLayerRelevance:
-    scorer.check()
-    if text_projections(scorer.model).attention is not text_projections(adapter.model).attention:
-        raise RelevanceError("this first-layer scorer was made for another model: make one for this model.")
-    return scorer
