@@ -10,7 +10,7 @@ from typing import Any
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from fsr.asking.rgb import clear_colour_at_8_bits, to_rgb
-from fsr.errors import UsageError
+from fsr.errors import PictureError
 
 __all__ = ["MAX_PIXELS", "bundled_scene", "decode_image", "open_image"]
 
@@ -32,15 +32,15 @@ def open_image(path: str | Path) -> Image.Image:
     of transparency.
 
     Raises:
-        UsageError: no such file, not a picture, damaged, or more than `MAX_PIXELS`.
+        PictureError: no such file, not a picture, damaged, or more than `MAX_PIXELS`.
     """
     try:
         file = Path(path).expanduser()
         there = file.is_file()
     except (OSError, RuntimeError) as error:  # a folder that may not be entered, a name too long, an unknown ~user
-        raise UsageError(f"{str(path)!r} cannot be read ({_one_line(error)}): check the path.") from error
+        raise PictureError(f"{str(path)!r} cannot be read ({_one_line(error)}): check the path.") from error
     if not there:
-        raise UsageError(f"no file {str(path)!r}: give the path of a picture (PNG, JPEG, WebP, ...).")
+        raise PictureError(f"no file {str(path)!r}: give the path of a picture (PNG, JPEG, WebP, ...).")
     return _opened(file, file.name)
 
 
@@ -48,7 +48,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """The picture in the bytes of a file, as `open_image` has it; `name` is what errors call it.
 
     Raises:
-        UsageError: not a picture, damaged, or more than `MAX_PIXELS`.
+        PictureError: not a picture, damaged, or more than `MAX_PIXELS`.
     """
     return _opened(BytesIO(data), name)
 
@@ -58,7 +58,7 @@ def _opened(file: Path | BytesIO, name: str) -> Image.Image:
         with Image.open(file) as picture:
             _check_size(picture, name)
             if picture.format == "EPS":  # a program, which Ghostscript would run
-                raise UsageError(f"{name} is PostScript: save it as PNG first.")
+                raise PictureError(f"{name} is PostScript: save it as PNG first.")
             if picture.format == "PNG":
                 clear_colour_at_8_bits(picture)
             picture.load()
@@ -66,17 +66,17 @@ def _opened(file: Path | BytesIO, name: str) -> Image.Image:
             upright = UPRIGHT.get(_orientation(picture))
             plain = to_rgb(picture)
             return plain if upright is None else plain.transpose(upright)
-    except UsageError:
+    except PictureError:
         raise
     except Exception as error:  # on damaged files decoders raise anything
         known = not isinstance(error, UnidentifiedImageError)  # whose text is the address of an object
         reason = (_one_line(error)[:120] or type(error).__name__) if known else "no format that Pillow knows"
-        raise UsageError(f"{name} is not a readable picture ({reason}): save it anew as PNG or JPEG.") from error
+        raise PictureError(f"{name} is not a readable picture ({reason}): save it anew as PNG or JPEG.") from error
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
     if picture.width * picture.height > MAX_PIXELS:
-        raise UsageError(f"{name} has {picture.width} x {picture.height} pixels: make it smaller than 50 megapixels.")
+        raise PictureError(f"{name} has {picture.width} x {picture.height} pixels: make it smaller than 50 megapixels.")
 
 
 def _orientation(picture: Image.Image) -> Any:
