@@ -1,4 +1,4 @@
-"""Open a picture that a stranger gave: clear errors, right way up, 8-bit RGB on white. The one door for all commands."""
+"""Open a picture that a stranger gave: clear errors, right way up, 8-bit RGB on white. The one door of all commands."""
 
 from __future__ import annotations
 

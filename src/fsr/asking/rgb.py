@@ -40,7 +40,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def clear_colour_at_8_bits(picture: Image.Image) -> None:
-    """A PNG that was just opened: it names its clear colour in the depth of the file, and its pixels will have 8 bits."""
+    """For a PNG that was just opened: it names its clear colour in its own depth, and its pixels will have 8 bits."""
     clear = picture.info.get("transparency")
     if picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
         picture.info["transparency"] = tuple(value >> 8 for value in clear)
