@@ -15,6 +15,8 @@ from fsr.methods.hawk import HAWK
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
 from fsr.methods.in_llm import InLLMMethod
+from fsr.methods.late import Late
+from fsr.methods.picture_budgets import by_age
 from fsr.methods.prumerge import PruMerge
 from fsr.methods.pyramiddrop import PyramidDrop
 from fsr.methods.random import Random
@@ -43,6 +45,7 @@ __all__ = [
     "HiRED",
     "HoloV",
     "InLLMMethod",
+    "Late",
     "Method",
     "PaperFSR",
     "PruMerge",
@@ -57,6 +60,7 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "available",
+    "by_age",
     "get",
     "register",
 ]

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
-from fsr.errors import RelevanceError, UsageError
+from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.select import QuestionFor, check_question_for, select
 from fsr.pipeline.shorten import (
     FILL,
     Run,
@@ -36,10 +38,10 @@ from fsr.pipeline.shorten import (
     shrink,
 )
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer, reads_features, source_of
+from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
-from fsr.tokens import Selection, VisualTokens
+from fsr.tokens import Selection
 
 __all__ = ["Positions", "Prepared", "Report", "prepare"]
 
@@ -56,6 +58,7 @@ def prepare(
     processor: Any = None,
     relevance: str | PathLike[str] | RelevanceScorer = "auto",
     positions: Positions = "auto",
+    question_for: QuestionFor = "all",
     call: Call = "generate",
     use_cache: bool = True,
     encoded: EncodedPrompt | None = None,
@@ -73,6 +76,8 @@ def prepare(
             embeddings; or a file of `fsr calibrate` (*.json), or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
+        question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
+            keep then does not depend on later turns of a conversation.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
         encoded: these very pictures as `encode` saw them: the vision tower is not run again, and its scorer is used.
 
@@ -84,19 +89,25 @@ def prepare(
         method, scorer = resolve_scorer(adapter, method, relevance)
     else:
         method, scorer = encoded.resolve(adapter, method, relevance)
-    work = Work(adapter, method, scorer, processor, positions)
+    check_question_for(question_for, method)
+    work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything about a pruned model that does not change from call to call."""
+    """Everything about a pruned model that does not change from call to call.
+
+    ordered: a later drop follows the order of choice (see `Late`).
+    """
 
     adapter: Adapter
     method: Method
     scorer: RelevanceScorer | None
     processor: Any
     positions: Positions
+    question_for: QuestionFor = "all"
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.positions not in ("auto", "repack", "original"):
@@ -126,7 +137,7 @@ class Work:
         text_ms = 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
-            scorer = _bound(self.scorer, self.processor)
+            scorer = bound(self.scorer, self.processor)
             modalities = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
             tokens = self.adapter.placeholder_ids()
             pictured = rows_with(ids, [tokens[m] for m in modalities])
@@ -142,13 +153,13 @@ class Work:
         runs = self._runs(ids, encoded)
         if questions is not None and scorer is not None:
             before = perf_counter()
-            encoded = [self._with_relevance(scorer, e, r, questions) for e, r in zip(encoded, runs)]
+            encoded = [with_relevance(self.adapter, scorer, e, r, questions) for e, r in zip(encoded, runs)]
             wait(self.adapter.device)
             text_ms += 1e3 * (perf_counter() - before)
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
-        flat = self.method(units)
+        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered)
         wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
@@ -216,25 +227,6 @@ class Work:
             return nullcontext()
         tower = self.adapter.vision_tower
         return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
-
-    def _with_relevance(
-        self, scorer: RelevanceScorer, encoded: Encoded, runs: list[Run], questions: list[str | None]
-    ) -> Encoded:
-        if reads_features(scorer):
-            scored = [
-                replace(u, relevance=_of_features(scorer, u, questions[r.row] or ""))
-                for u, r in zip(encoded.units, runs)
-            ]
-            return replace(encoded, units=scored)
-        if encoded.patches is None:
-            raise RelevanceError(
-                f"the {self.adapter.name} adapter gives no patch states for {encoded.modality}s: use relevance='none'."
-            )
-        units: list[VisualTokens] = []
-        for unit, states, run in zip(encoded.units, encoded.patches, runs):
-            score = scorer(states, questions[run.row] or "")
-            units.append(replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score))
-        return replace(encoded, units=units)
 
     def _shorten(
         self,
@@ -308,18 +300,3 @@ class Work:
             kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
             # Without a mask, gapped positions would be read as several packed prompts.
             kwargs.setdefault("attention_mask", new_mask)
-
-
-def _bound(scorer: RelevanceScorer, processor: Any) -> RelevanceScorer:
-    """The scorer with the model's tokenizer, where it wants one."""
-    bind = getattr(scorer, "bound", None)
-    return scorer if bind is None else bind(processor)
-
-
-def _of_features(scorer: RelevanceScorer, unit: VisualTokens, question: str) -> Tensor:
-    """Scores of the features of one picture, float32 [N]; rows that are no patch neither take part nor get one."""
-    if unit.structural is None:
-        return scorer(unit.features, question)
-    patches = (~unit.structural).nonzero()[:, 0]
-    scores = scorer(unit.features[patches.to(unit.features.device)], question)
-    return scores.new_zeros(unit.count).index_copy(0, patches.to(scores.device), scores)
