@@ -133,8 +133,7 @@ class Work:
                 f"{self.adapter.name}; relevance='first-layer' reads it from the language model"
             )
         signals = self.method.signals()
-        questions, scorer = None, None
-        text_ms = 0.0
+        questions, scorer, text_ms = None, None, 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
             scorer = bound(self.scorer, self.processor)
@@ -164,9 +163,8 @@ class Work:
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
             notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")
-        device = units[0].features.device
-        backend = backend_name(device)
-        if device.type == "cuda" and backend == "plain":
+        backend = backend_name(units[0].features.device)
+        if units[0].features.device.type == "cuda" and backend == "plain":
             notes.append("Triton cannot be imported: selection runs as plain torch loops, many times slower")
         chosen, at = [], 0
         for e in encoded:
