@@ -18,6 +18,16 @@ RAGGED = tiny.Salient(keep=0.3)
 GREEDY = dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
 
 
+def axes_of(name, base, inputs):
+    """Positions [3, B, L] of the whole prompt."""
+    given = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
+    if "omni" in name:
+        given |= {"attention_mask": inputs["attention_mask"], "second_per_grids": inputs.get("video_second_per_grid")}
+    else:
+        given["mm_token_type_ids"] = inputs["mm_token_type_ids"]
+    return base.get_rope_index(inputs["input_ids"], **given)[0]
+
+
 def by_hand(name, model, inputs, selections):
     """Logits of one unpadded row: everything merged at full length, then the columns that are not kept left out."""
     base, ids = model.model, inputs["input_ids"]
@@ -34,7 +44,7 @@ def by_hand(name, model, inputs, selections):
             keep[mine] = False
             keep[mine[unit.rows]] = True
             embeds[0, mine[unit.rows]] = unit.features
-        if name.startswith("qwen3-vl") and (ids == token).any():
+        if name.startswith(("qwen3-vl", "qwen3-omni")) and (ids == token).any():
             names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
             out = run(*(inputs[n] for n in names[modality]), return_dict=True)
             for layer, value in enumerate(out.deepstack_features):
@@ -53,9 +63,8 @@ def by_hand(name, model, inputs, selections):
         ]
         words = model.get_input_embeddings()(plain)
         kwargs["per_layer_inputs"] = base.language_model.get_per_layer_inputs(plain, words)
-    elif "mm_token_type_ids" in inputs:
-        grids = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
-        axes, _ = base.get_rope_index(ids, mm_token_type_ids=inputs["mm_token_type_ids"], **grids)
+    elif hasattr(base, "get_rope_index"):
+        axes = axes_of(name, base, inputs)
         kwargs["position_ids"] = torch.cat([kwargs["position_ids"][None], axes[:, :, where]])
         runner = base.language_model
     if deep:
@@ -167,8 +176,7 @@ def test_cache_is_short_and_positions_are_as_promised(name, feature):
     assert out.past_key_values.get_seq_length() == after + 3
     prefill = seen[0]
     if hasattr(base, "get_rope_index"):
-        grids = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
-        axes, _ = base.get_rope_index(inputs["input_ids"], mm_token_type_ids=inputs["mm_token_type_ids"], **grids)
+        axes = axes_of(name, base, inputs)
         visual = torch.isin(inputs["input_ids"][0], torch.tensor([families.IMAGE, families.VIDEO]))
         keep = ~visual
         places = visual.nonzero().squeeze(-1)
