@@ -108,7 +108,8 @@ class Call:
         width = valid.shape[1]
         runs = [Run(p.row * width + p.columns, p.row) for p in self.pictures]
         local = shrink(valid.long(), runs, [c.rows for c in choices], [len(p.columns) for p in self.pictures])
-        self.valid = kept = local >= 0
+        kept = local >= 0
+        self.valid = valid.gather(1, local.clamp_min(0)) & kept
         # Where each column of the layer before stands now.
         place = torch.full_like(valid, -1, dtype=torch.long)
         rows, at = kept.nonzero(as_tuple=True)
