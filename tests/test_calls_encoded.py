@@ -4,6 +4,7 @@ by itself, models that wrap a vision-language model. Each is right or refused; n
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 
 import families
 import tiny
-from fsr import FSR, FeatureError, UnsupportedModelError, UsageError, encode, prepare, prune
+from fsr import FSR, FeatureError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.methods import FastV
+from fsr.pipeline.encode import encode
 
 METHOD = FSR(keep=3, relevance="none")
 GREEDY = dict(max_new_tokens=2, do_sample=False)
@@ -113,7 +115,7 @@ class Retrieval(nn.Module):
 
     def __init__(self, vlm):
         super().__init__()
-        self.vlm, self.config = vlm, vlm.config
+        self.vlm, self.config = vlm, SimpleNamespace(model_type="retrieval")
 
     def forward(self, input_ids, attention_mask, **vision):
         embeds = self.vlm.get_input_embeddings()(input_ids).clone()
@@ -129,9 +131,8 @@ def test_models_around_a_vision_language_model():
     for inner in (col.vlm, col.vlm.model):
         with prune(inner, METHOD), pytest.raises(UsageError, match="inputs_embeds"):
             col(**inputs)
-    with pytest.raises(UnsupportedModelError, match="inside it") as told:
+    with pytest.raises(UnsupportedModelError, match="inside it"):
         prune(col, METHOD)
-    assert "5.18" not in str(told.value)
 
 
 def test_real_retrieval_models():

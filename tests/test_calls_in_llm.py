@@ -210,7 +210,12 @@ def test_language_models_that_cannot_be_read(config):
         "sdpa",
     )
     before = set(model.__dict__)
-    for method in (FastV(layer=1, keep=4), SparseVLM(at=(1,), keep=4), PyramidDrop(at=(1,), keep=4), Dart(layer=1, keep=8)):
+    for method in (
+        FastV(layer=1, keep=4),
+        SparseVLM(at=(1,), keep=4),
+        PyramidDrop(at=(1,), keep=4),
+        Dart(layer=1, keep=8),
+    ):
         with pytest.raises(UnsupportedModelError, match="before the language model"):
             prune(model, method)
     assert set(model.__dict__) == before

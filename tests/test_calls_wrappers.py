@@ -14,11 +14,13 @@ from torch import nn
 
 import families
 import tiny
-from fsr import FSR, RelevanceError, UnsupportedModelError, UsageError, encode, prepare, prune
+from fsr import FSR, RelevanceError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.asking.answer import chat_inputs
+from fsr.asking.encoded_picture import EncodedPicture
 from fsr.asking.images import bundled_scene
 from fsr.asking.load import load
 from fsr.methods import FastV
+from fsr.pipeline.encode import encode
 
 METHOD = FSR(keep=9, relevance="none")
 GREEDY = dict(max_new_tokens=4, do_sample=False)
@@ -218,28 +220,13 @@ def test_compiled_models_are_looked_through(model, single, expected):
 
 def test_one_picture_on_wrapped_models(mini):
     peft = pytest.importorskip("peft")
-    from fsr.asking.answer import answer  # noqa: F401  (same package, found early)
-
-    encoded_picture = _one_picture()
     model, processor = copy.deepcopy(mini[0]), mini[1]
-    expected = encoded_picture(mini[0], processor, bundled_scene(), [METHOD]).ask("where is the dog?", METHOD).text
+    expected = EncodedPicture(mini[0], processor, bundled_scene(), [METHOD]).ask("where is the dog?", METHOD).text
     lora = peft.LoraConfig(target_modules=["q_proj"], r=2)
     for wrapped in (torch.compile(model, backend="eager"), peft.get_peft_model(model, lora), nn.DataParallel(model)):
-        assert encoded_picture(wrapped, processor, bundled_scene(), [METHOD]).ask("where is the dog?", METHOD).text == (
+        assert EncodedPicture(wrapped, processor, bundled_scene(), [METHOD]).ask("where is the dog?", METHOD).text == (
             expected
         )
-
-
-def _one_picture():
-    import fsr.asking as asking
-
-    for module, name in (("encoded_picture", "EncodedPicture"), ("one_picture", "OnePicture")):
-        try:
-            found = __import__(f"{asking.__name__}.{module}", fromlist=[name])
-        except ImportError:
-            continue
-        return getattr(found, name)
-    raise AssertionError
 
 
 @pytest.mark.parametrize("where", ["language_model", "vision_tower", "both"])

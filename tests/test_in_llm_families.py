@@ -50,7 +50,7 @@ def check(name, method, layer):
     naive = Naive(eager, [(layer, method, 0)], prefix=name == "paligemma")
     slow = naive.run(ids, inputs.pop("attention_mask"), pictures, **inputs)
     torch.testing.assert_close(logits, slow[:, -1], atol=2e-5, rtol=1e-5)
-    (drop,) = report.inside.drops
+    (drop,) = report.in_llm.drops
     assert all(torch.equal(w[rows], stay) for (_, w), rows, stay in zip(pictures, drop.rows, naive.chosen[layer]))
     assert all(len(rows) == 3 for rows in drop.rows)
 

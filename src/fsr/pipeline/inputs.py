@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from fsr.adapters.base import Adapter
+from fsr.adapters.containers import is_pruned
 from fsr.errors import FeatureError, UsageError
 from fsr.pipeline.generate import settings
+from fsr.pipeline.kv_cache import cache_in, is_empty
 from fsr.pipeline.shorten import inferred_mask
 
-__all__ = ["check_pictures", "ids_and_mask", "refuse_encoded"]
+__all__ = ["check_pictures", "ids_and_mask", "refuse_encoded", "refuse_unpruned"]
 
 
 def refuse_encoded(inputs: Mapping[str, Any]) -> None:
@@ -28,7 +30,29 @@ def refuse_encoded(inputs: Mapping[str, Any]) -> None:
             "pixels (pixel_values), or use encode() and prepare(..., encoded=...)."
         )
     if inputs.get("inputs_embeds") is not None:
-        raise UsageError("inputs_embeds may hold pictures that nobody pruned: pass input_ids, and the pixels with them.")
+        raise UsageError(
+            "inputs_embeds may hold pictures that nobody pruned: pass input_ids, and the pixels with them."
+        )
+
+
+def refuse_unpruned(adapter: Adapter, inputs: Mapping[str, Any], where: str = "") -> None:
+    """Refuse a call without pixels that would take whole pictures past pruning.
+
+    Text passes, and so do steps from a filled KV cache and what `prepare` made. where: added to the reason.
+
+    Raises:
+        UsageError, FeatureError: features of whole pictures, embeddings in place of ids, placeholders without pixels.
+    """
+    outputs, ids = inputs.get("mm_encoder_outputs"), inputs.get("input_ids")
+    if outputs is not None and is_pruned(outputs):
+        return
+    try:
+        if outputs is not None or (ids is None and is_empty(cache_in(inputs))):
+            refuse_encoded(inputs)
+        if isinstance(ids, Tensor) and is_empty(cache_in(inputs)):
+            check_pictures(adapter, ids, ())
+    except (UsageError, FeatureError) as error:
+        raise type(error)(f"{error} ({where})" if where else str(error)) from None
 
 
 def check_pictures(adapter: Adapter, ids: Tensor, carried: Collection[str]) -> None:

@@ -23,10 +23,11 @@ from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
 from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.shorten import FILL, Run, gather, mask_one_column, placeholder_units, rows_with, shrink
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.signals.relevance import RelevanceScorer
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
@@ -264,31 +265,3 @@ class Work:
         pad = getattr(self.adapter.model.config.get_text_config(), "pad_token_id", None)
         taken = set(self.adapter.placeholder_ids().values())
         return next(i for i in (pad, 0, 1, 2) if i is not None and i >= 0 and i not in taken)
-
-    def _place(
-        self,
-        kwargs: dict[str, Any],
-        inputs: Mapping[str, Any],
-        mask: Tensor,
-        source: Tensor,
-        policy: str,
-        whole: bool,
-        call: Call,
-    ) -> None:
-        """Set `position_ids` according to the policy, or leave them to the model."""
-        given = inputs.get("position_ids")
-        axes = self.adapter.positions(inputs) if given is None else None
-        new_mask = gather(mask, source, 0)
-        kwargs.pop("position_ids", None)
-        if given is not None and policy == "original":
-            kwargs["position_ids"] = gather(given, source, 0)
-        elif axes is not None:
-            # Row 0 is what the mask code reads: consecutive, or a gap would look like two packed prompts.
-            text = repacked_positions(new_mask)
-            rows = gather(axes, source, 0) if policy == "original" else text.expand(axes.shape[0], *text.shape)
-            kwargs["position_ids"] = torch.cat([text.unsqueeze(0).to(rows.device), rows])
-        elif policy == "original" and not whole:
-            offset = self.adapter.forward_position_offset if call == "forward" else 0
-            kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
-            # Without a mask, gapped positions would be read as several packed prompts.
-            kwargs.setdefault("attention_mask", new_mask)

@@ -13,7 +13,7 @@ from fsr.errors import UsageError
 from fsr.pipeline.shorten import gather
 from fsr.tokens import Selection
 
-__all__ = ["Drop", "InsideReport", "Prepared", "Report"]
+__all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class InsideReport:
+class InLLMReport:
     """What happened to the pictures inside the language model.
 
     entered: tokens per picture that entered it; depth: its decoder layers; drops: first layer first (none if the budget
@@ -73,7 +73,7 @@ class Report:
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
-    inside: what methods inside the language model dropped after that, None where there is none.
+    in_llm: what methods inside the language model dropped after that, None where there is none.
     """
 
     selections: tuple[Selection, ...]
@@ -88,7 +88,7 @@ class Report:
     positions: str
     questions: tuple[str | None, ...] | None
     notes: tuple[str, ...] = ()
-    inside: InsideReport | None = None
+    in_llm: InLLMReport | None = None
 
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).

@@ -52,6 +52,8 @@ class EmbeddingRelevance:
         ids = self.tokenizer(question, add_special_tokens=False).input_ids
         if not ids:
             raise RelevanceError("the question has no tokens: give a longer one, or relevance='none'.")
-        weight = self.embedding.weight
-        words = normalize(weight[torch.tensor(ids, device=weight.device)].float(), dim=-1).mean(0)
+        # Through the module, not from its weights: adapters change what it gives, and offloading where they lie.
+        device = self.embedding.weight.device
+        given = torch.tensor([ids], device=patches.device if device.type == "meta" else device)
+        words = normalize(self.embedding(given)[0].float(), dim=-1).mean(0)
         return normalize(patches.float(), dim=-1) @ words.to(patches.device)

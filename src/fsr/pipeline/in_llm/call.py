@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
-from fsr.methods.in_llm import Choice, InsideMethod
-from fsr.pipeline.in_llm.columns import Columns, Short
-from fsr.pipeline.in_llm.views import Scene
-from fsr.pipeline.report import Drop, InsideReport, Report
+from fsr.methods.in_llm import Choice, InLLMMethod
+from fsr.pipeline.in_llm.columns import Columns, DropColumns
+from fsr.pipeline.in_llm.views import LayerInputs
+from fsr.pipeline.report import Drop, InLLMReport, Report
 from fsr.pipeline.shorten import Run, shrink
 
 __all__ = ["Call", "Picture"]
@@ -40,7 +40,7 @@ class Call:
     owner: whose hooks may read it. report: what happened in front of the language model; publish: takes the finished
         one.
     single: closes itself behind the next forward. choosing: the prompt runs right now; fresh: so does the whole
-        sequence.
+        sequence; foreign: a forward that is not of this prompt. ran: layers whose hooks ran while it was choosing.
     taps: what hooks saw, by (layer, name). valid: bool [B, S], columns that hold a token.
     """
 
@@ -51,14 +51,28 @@ class Call:
     token: Token[Any] | None = None
     choosing: bool = False
     fresh: bool = False
+    foreign: bool = False
+    ran: set[int] = field(default_factory=set)
     columns: Columns | None = None
     pictures: list[Picture] = field(default_factory=list)
     valid: Tensor | None = None
     taps: dict[tuple[int, str], Any] = field(default_factory=dict)
     drops: list[Drop] = field(default_factory=list)
 
+    def owns(self, ids: Any) -> bool:
+        """Whether a forward of these ids from the first column on runs this call's prompt (a draft may follow it)."""
+        prompt = self.report.input_ids
+        if not isinstance(ids, Tensor):
+            return True  # `open` says what is wrong
+        if ids.dim() != 2 or ids.shape[0] % prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
+            return False
+        prompt = prompt.repeat_interleave(ids.shape[0] // prompt.shape[0], dim=0)
+        return torch.equal(ids[:, : prompt.shape[1]], prompt.to(ids.device))
+
     def open(self, ids: Any, mask: Any, placeholders: Sequence[int]) -> None:
         """Find the pictures in the prompt as it enters the language model (beams and return sequences repeat its rows).
+
+        What stands behind the prompt (candidates of assisted decoding and prompt lookup) are later tokens.
 
         Raises:
             UsageError: no `input_ids` [B, L], or a mask that is not 2-D.
@@ -66,7 +80,8 @@ class Call:
         """
         if not isinstance(ids, Tensor) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
             raise UsageError("pruning inside the language model needs input_ids [B, L] and a 2-D mask, or none.")
-        prompts = self.report.input_ids.shape[0]
+        prompts, length = self.report.input_ids.shape
+        ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
         copies = ids.shape[0] // prompts
         counts: list[list[int]] = [[] for _ in range(prompts)]
         for selection, row in zip(self.report.selections, self.report.rows):
@@ -89,18 +104,18 @@ class Call:
             self.valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
             self.columns, self.choosing = Columns(ids.shape[1]), True
 
-    def budgets(self, method: InsideMethod, step: int, depth: int) -> list[int]:
+    def budgets(self, method: InLLMMethod, step: int, depth: int) -> list[int]:
         """Tokens of each picture behind this drop."""
         return [min(method.budgets(p.entered, depth)[step], len(p.columns)) for p in self.pictures]
 
     @torch.no_grad()
-    def drop(self, method: InsideMethod, budgets: list[int], layer: int, scene: Scene) -> None:
+    def drop(self, method: InLLMMethod, budgets: list[int], layer: int, inputs: LayerInputs) -> None:
         """Let the method choose from every picture that has more than its budget, and record what stays."""
-        columns, valid, earlier = self.columns, self.valid, scene.earlier
+        columns, valid, earlier = self.columns, self.valid, inputs.earlier
         if columns is None or valid is None:
             return
         choices = [
-            method.choose(scene.view(p.row, p.columns, self.text_behind(p, valid)), k)
+            method.choose(inputs.view(p.row, p.columns, self.text_behind(p, valid)), k)
             if k < len(p.columns)
             else Choice(torch.arange(k, device=p.columns.device))
             for k, p in zip(budgets, self.pictures)
@@ -121,7 +136,7 @@ class Call:
                 merged.append((p.row, place[p.row, p.columns[c.merged.to(place.device)]], c.states))
             stay = c.rows.sort().values.to(p.columns.device)
             p.tokens, p.columns = p.tokens[stay], place[p.row, p.columns[stay]]
-        columns.drops.append(Short(layer, width, local, source, not bool(kept.all()), tuple(merged)))
+        columns.drops.append(DropColumns(layer, width, local, source, not bool(kept.all()), tuple(merged)))
         self.drops.append(Drop(method.name, layer, tuple(p.tokens for p in self.pictures)))
 
     def text_behind(self, picture: Picture, valid: Tensor) -> Tensor:
@@ -137,10 +152,10 @@ class Call:
         """The report, completed by what was dropped in a language model of `depth` layers."""
         n = len(self.report.selections)
         last = None if self.columns is None else self.columns.at(depth)
-        inside = InsideReport(
+        in_llm = InLLMReport(
             entered=tuple(s.kept for s in self.report.selections),
             depth=depth,
             drops=tuple(replace(d, rows=d.rows[:n]) for d in self.drops),
             columns=None if last is None else last.source,
         )
-        return replace(self.report, inside=inside, notes=(*self.report.notes, *inside.notes))
+        return replace(self.report, in_llm=in_llm, notes=(*self.report.notes, *in_llm.notes))

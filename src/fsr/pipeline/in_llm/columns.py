@@ -20,13 +20,13 @@ from transformers.cache_utils import DynamicLayer
 
 from fsr.errors import UsageError
 
-__all__ = ["Columns", "Short", "check_cache", "columns_of", "forget", "remember"]
+__all__ = ["Columns", "DropColumns", "check_cache", "columns_of", "forget", "prompt_part", "remember"]
 
 _SLOT = "_fsr_columns"
 
 
 @dataclass(frozen=True)
-class Short:
+class DropColumns:
     """One drop.
 
     layer: the first decoder layer behind it; before: prompt columns that the layer in front of it holds.
@@ -58,14 +58,16 @@ class Columns:
     """All drops of one batch of prompts of `length` columns, first layer first."""
 
     length: int
-    drops: list[Short] = field(default_factory=list)
+    drops: list[DropColumns] = field(default_factory=list)
     _seen: dict[tuple[str, int], tuple[Any, int, Any]] = field(default_factory=dict)
 
-    def at(self, layer: int) -> Short | None:
+    def at(self, layer: int) -> DropColumns | None:
         """The drop that decides what this layer holds, or None where it holds everything."""
         return next((drop for drop in reversed(self.drops) if drop.layer <= layer), None)
 
-    def arguments(self, kwargs: dict[str, Any], drop: Short, later: int, queries: int, flash: bool) -> dict[str, Any]:
+    def arguments(
+        self, kwargs: dict[str, Any], drop: DropColumns, later: int, queries: int, flash: bool
+    ) -> dict[str, Any]:
         """A layer's keyword arguments cut to the columns behind `drop`.
 
         later: tokens behind the prompt that this layer will hold when it has run.
@@ -91,7 +93,7 @@ class Columns:
         """Drop what was kept for the layers of one forward."""
         self._seen.clear()
 
-    def _once(self, name: str, drop: Short, value: Any, later: int, make: Callable[[], Any]) -> Any:
+    def _once(self, name: str, drop: DropColumns, value: Any, later: int, make: Callable[[], Any]) -> Any:
         """All layers of one forward get the same objects: cut them once (and hold them, so `is` means the same)."""
         known = self._seen.get((name, drop.layer))
         if known is not None and known[0] is value and known[1] == later:
@@ -99,6 +101,17 @@ class Columns:
         made = make()
         self._seen[name, drop.layer] = (value, later, made)
         return made
+
+
+def prompt_part(kwargs: dict[str, Any], width: int) -> dict[str, Any]:
+    """A layer's keyword arguments for its first `width` columns: what stands behind them is a draft, no prompt."""
+    kwargs = dict(kwargs)
+    mask, turns = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
+    if isinstance(mask, Tensor):
+        kwargs["attention_mask"] = mask[:, :width] if mask.dim() == 2 else mask[..., :width, :width]
+    if turns is not None:
+        kwargs["position_embeddings"] = tuple(t[:, :width] for t in turns)
+    return kwargs
 
 
 def short_mask(mask: Any, columns: Tensor, ragged: bool, queries: int, flash: bool) -> Any:

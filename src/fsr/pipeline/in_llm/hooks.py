@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from fsr.errors import UnsupportedModelError, UsageError
-from fsr.methods.in_llm import InsideMethod
+from fsr.errors import FeatureError, UnsupportedModelError, UsageError
+from fsr.methods.in_llm import InLLMMethod
 from fsr.pipeline.in_llm.call import Call
-from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, remember
-from fsr.pipeline.in_llm.views import Scene
-from fsr.pipeline.kv_cache import cache_in
+from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, prompt_part, remember
+from fsr.pipeline.in_llm.support import check_attention, check_compiled
+from fsr.pipeline.in_llm.views import LayerInputs
+from fsr.pipeline.kv_cache import cache_in, is_empty
+from fsr.pipeline.positions import packed_prompts
 from fsr.pipeline.report import Report
 from fsr.signals.attention import projections
 
-__all__ = ["Inside"]
+__all__ = ["InLLMHooks"]
 
-_call: ContextVar[Call | None] = ContextVar("fsr_inside_call", default=None)
+_call: ContextVar[Call | None] = ContextVar("fsr_in_llm_call", default=None)
 
 
-class Inside:
+class InLLMHooks:
     """Methods bound to the decoder layers of one model.
 
     Raises:
@@ -33,7 +37,7 @@ class Inside:
         UsageError: layers that this model does not have, or methods whose layers do not follow one another.
     """
 
-    def __init__(self, model: Any, placeholders: Sequence[int], methods: Sequence[InsideMethod]) -> None:
+    def __init__(self, model: Any, placeholders: Sequence[int], methods: Sequence[InLLMMethod]) -> None:
         self.model, self.placeholders, self.methods = model, sorted(placeholders), tuple(methods)
         self.decoder: Any = model.get_decoder()
         self.layers: Any = getattr(self.decoder, "layers", None)
@@ -42,7 +46,7 @@ class Inside:
                 f"{type(self.decoder).__name__} has no plain list of decoder layers: prune before the language model."
             )
         self.depth = len(self.layers)
-        self.steps: dict[int, tuple[InsideMethod, int]] = {}
+        self.steps: dict[int, tuple[InLLMMethod, int]] = {}
         for method in self.methods:
             for i, layer in enumerate(method.layers(self.depth)):
                 if self.steps and layer <= max(self.steps):
@@ -62,10 +66,8 @@ class Inside:
                 f"{type(self.model).__name__} adds visual features by column behind its first {deep} decoder layers: "
                 f"drop in front of layer {deep} or later."
             )
-        if any(getattr(m, "_compiled_call_impl", None) is not None for m in self.decoder.modules()):
-            raise UnsupportedModelError(
-                "the language model is compiled, which skips hooks: prune inside it uncompiled, or prune before it."
-            )
+        check_compiled(self.model, self.decoder)
+        check_attention(self.decoder, self.layers, {i: method.signals() for i, (method, _) in self.steps.items()})
 
     def attach(self) -> None:
         """Put the hooks on."""
@@ -106,19 +108,63 @@ class Inside:
 
     # --------------------------------------------------------------------------------------------------------- one call
 
+    def check_prompt(self, ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Refuse prompts that no method here can prune, before the vision tower runs.
+
+        Raises:
+            UsageError: packed prompts. FeatureError: a method reads the text behind the pictures, and there is none.
+        """
+        if packed_prompts(inputs, ids, mask) is not None:
+            raise UsageError(
+                "rows of packed prompts cannot lose columns inside the language model: give one prompt per row, or "
+                "prune before it."
+            )
+        if not any("text" in method.signals() for method in self.methods):
+            return
+        pictured = torch.isin(ids, torch.tensor(self.placeholders, device=ids.device))
+        behind = (mask != 0).flip(1).long().cumsum(1).flip(1) * pictured  # columns from each placeholder to the end
+        lacking = pictured.any(1) & (behind.masked_fill(~pictured, ids.shape[1]).amin(1) <= 1)
+        if bool(lacking.any()):
+            row = int(lacking.nonzero()[0])
+            raise FeatureError(
+                f"prompt {row} has no text behind its last picture, which this method reads: put the question behind "
+                "the picture, or use a method that needs none (FastV)."
+            )
+
+    @contextmanager
+    def running(self, report: Report, publish: Callable[[Report], None]) -> Iterator[None]:
+        """Around one `generate`: `publish` gets the report, completed, unless the body raises."""
+        call = self.begin(report, publish)
+        try:
+            yield
+        except BaseException:
+            self.end(call, whole=False)
+            raise
+        self.end(call)
+
     def begin(self, report: Report, publish: Callable[[Report], None], single: bool = False) -> Call:
-        """Open a call in this context. `publish` gets the finished report; `single` ends it behind the next forward."""
+        """Open a call in this context. `single` ends it behind the next forward."""
         call = Call(self, report, publish, single)
         call.token = _call.set(call)
         return call
 
-    def end(self, call: Call) -> None:
-        """Close it, and publish the report if the prompt was run."""
+    def end(self, call: Call, whole: bool = True) -> None:
+        """Close it, and publish the completed report if the call ran to its end.
+
+        Raises:
+            UnsupportedModelError: its prompt never came by.
+        """
         if call.token is not None:
             _call.reset(call.token)
             call.token = None
-        if call.columns is not None or not call.report.selections:
-            call.publish(call.finished(self.depth))
+        if not whole:
+            return
+        if call.columns is None and call.report.selections:
+            raise UnsupportedModelError(
+                "the prompt never reached the hooks that prune inside the language model: something runs the model in "
+                "a way of its own; prune before the language model."
+            )
+        call.publish(call.finished(self.depth))
 
     def _active(self) -> Call | None:
         call = _call.get()
@@ -128,8 +174,10 @@ class Inside:
         call = self._active()
         if call is None:
             return
-        cache = cache_in(kwargs)
-        call.fresh = cache is None or int(cache.get_seq_length()) == 0
+        cache, ids = cache_in(kwargs), kwargs.get("input_ids")
+        empty = is_empty(cache)
+        call.fresh = empty and call.owns(ids)
+        call.foreign = empty and not call.fresh
         if not call.fresh:
             return
         if cache is not None:
@@ -138,21 +186,26 @@ class Inside:
         if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise UsageError(
                 "labels and a tensor of logits_to_keep count the columns of the whole prompt, and the last layers hold "
-                "fewer: read the logits themselves (pruned.last.inside.columns says whose they are)."
+                "fewer: read the logits themselves (pruned.last.in_llm.columns says whose they are)."
             )
         if call.columns is None:
-            call.open(kwargs.get("input_ids"), kwargs.get("attention_mask"), self.placeholders)
+            call.open(ids, kwargs.get("attention_mask"), self.placeholders)
 
     def _after_model(self, model: nn.Module, args: Any, output: Any) -> None:
         call = self._active()
         if call is None:
             return
-        call.choosing = False
+        choosing, call.choosing = call.choosing, False
         call.taps.clear()
         if call.columns is not None:
             call.columns.settle()
+        if choosing and output is not None and (missing := set(range(self.first, self.depth)) - call.ran):
+            raise UnsupportedModelError(
+                f"the hook of decoder layer {min(missing)} did not run, so nothing was dropped there (the layer, or "
+                "the language model, is compiled or was replaced inside the block): undo that, or prune before it."
+            )
         if call.single:
-            self.end(call)
+            self.end(call, whole=output is not None)
 
     # --------------------------------------------------------------------------------------------------------- the taps
 
@@ -174,6 +227,8 @@ class Inside:
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
         call, cache = self._active(), cache_in(kwargs)
+        if call is not None and call.foreign:
+            return None
         fresh = call is not None and call.fresh
         columns = call.columns if call is not None else None
         if not fresh and cache is not None:
@@ -181,8 +236,10 @@ class Inside:
         if columns is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        if call is not None and call.choosing and index in self.steps:
-            self._drop(call, columns, index, hidden, kwargs)
+        if call is not None and call.choosing:
+            call.ran.add(index)
+            if index in self.steps:
+                self._drop(call, columns, index, hidden, kwargs)
         drop = columns.at(index)
         if drop is None:
             return None
@@ -207,10 +264,13 @@ class Inside:
         if cache is not None:
             check_cache(cache, self.first)
             remember(cache, columns)
+        width = call.valid.shape[1]
         if earlier is not None:
-            kwargs = columns.arguments(kwargs, earlier, 0, hidden.shape[1], self._flash)
-        scene = Scene(self.decoder, index, hidden.detach(), kwargs, call.taps, call.valid, earlier)
-        call.drop(method, budgets, index, scene)
+            kwargs = columns.arguments(kwargs, earlier, 0, width, self._flash)
+        else:
+            kwargs = prompt_part(kwargs, width)
+        inputs = LayerInputs(self.decoder, index, hidden[:, :width].detach(), kwargs, call.taps, call.valid, earlier)
+        call.drop(method, budgets, index, inputs)
 
     @property
     def _flash(self) -> bool:
