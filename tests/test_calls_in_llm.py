@@ -24,8 +24,6 @@ METHODS = {
     "chain": BEFORE | FastV(layer=1, keep=3),
 }
 GREEDY = dict(max_new_tokens=6, do_sample=False)
-WITHOUT = [n for n in families.FAMILIES if n not in ("gemma3", "qwen3-vl", "paligemma")]
-deep = tiny.llava
 
 
 def kept(pruned):
@@ -35,13 +33,11 @@ def kept(pruned):
 def repeating(name, seed=1):
     """A prompt whose last words stand in it before, so that prompt lookup proposes at once."""
     inputs = families.prompts(name, [(1, 0)], seed=seed)
-    words = inputs["input_ids"][:, -4:]
     out = dict(inputs)
-    for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+    for key, filler in (("input_ids", 40), ("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
         if key in inputs:
-            more = words if key == "input_ids" else inputs[key][:, -4:]
-            out[key] = torch.cat([inputs[key][:, :3], more, torch.full_like(more, 40 if key == "input_ids" else 1)[:, :3]
-                                  if key != "mm_token_type_ids" else more[:, :3] * 0, inputs[key][:, 3:]], 1)  # fmt: skip
+            words = inputs[key][:, -4:]
+            out[key] = torch.cat([inputs[key][:, :3], words, torch.full_like(words, filler), inputs[key][:, 3:]], 1)
     return out
 
 
@@ -157,7 +153,7 @@ def test_compiled_language_models_are_refused(single, how, used):
         assert pruned.last.tokens_after == 8
 
 
-@pytest.mark.parametrize("what", ["language model", "drop layer", "later layer", "compiled"])
+@pytest.mark.parametrize("what", ["language model", "drop layer", "compiled"])
 def test_replaced_inside_the_block(single, what):
     """A hook that should have chosen did not run: nothing was dropped, and nothing would say so."""
     model = tiny.llava(num_hidden_layers=4)
@@ -169,14 +165,8 @@ def test_replaced_inside_the_block(single, what):
             model.model.language_model = type(part)(part.config).eval()
         elif what == "compiled":
             model.model.language_model = torch.compile(part, backend="eager")
-            torch.compile(part, backend="eager")
         else:
-            number = 2 if what == "drop layer" else 3
-            part.layers[number] = type(part.layers[number])(part.config, number).eval()
-        if what == "compiled":
-            model(**single)  # hooks are traced, or run: right, or an error; never whole
-            assert pruned.last.in_llm.drops
-            return
+            part.layers[2] = type(part.layers[2])(part.config, 2).eval()
         for call in (lambda: model(**single), lambda: model.generate(**single, **GREEDY)):
             with pytest.raises(UnsupportedModelError, match="hook"):
                 call()

@@ -174,7 +174,8 @@ def packed(name):
     for key, value in parts[0].items():
         if key == "attention_mask":
             continue
-        dim = 1 if value.shape[:2] == parts[0]["input_ids"].shape or key == "pixel_values" and value.dim() == 5 else 0
+        rows_first = value.shape[:2] != parts[0]["input_ids"].shape and not (key == "pixel_values" and value.dim() == 5)
+        dim = 0 if rows_first else 1
         both[key] = torch.cat([value, parts[1][key]], dim)
     if name == "llava-onevision":
         both["batch_num_images"] = torch.tensor([1, 1])

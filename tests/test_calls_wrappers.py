@@ -15,7 +15,7 @@ from torch import nn
 import families
 import tiny
 from fsr import FSR, RelevanceError, UnsupportedModelError, UsageError, prepare, prune
-from fsr.asking.answer import chat_inputs
+from fsr.asking.chat import chat_inputs
 from fsr.asking.encoded_picture import EncodedPicture
 from fsr.asking.images import bundled_scene
 from fsr.asking.load import load
@@ -67,7 +67,7 @@ def by_name(old, self):
 
 def by_other_order(old, self):
     def generate(pixel_values=None, input_ids=None, **k):
-        return old(input_ids, pixel_values=pixel_values, **k)
+        return old(input_ids, **k) if pixel_values is None else old(input_ids, pixel_values=pixel_values, **k)
 
     return generate
 
@@ -86,13 +86,13 @@ def test_generate_was_wrapped_before(model, single, expected, name):
     model.generate = WRAPPERS[name](model.generate, model)
     rest = {k: v for k, v in single.items() if k != "input_ids"}
     words = {k: v for k, v in rest.items() if k == "attention_mask"}
-    plain = model.generate(single["input_ids"][:, :3], attention_mask=words["attention_mask"][:, :3], **GREEDY)
+    plain = model.generate(single["input_ids"][:, -4:], attention_mask=words["attention_mask"][:, -4:], **GREEDY)
     with prune(model, METHOD) as pruned:
         assert torch.equal(model.generate(single["input_ids"], **rest, **GREEDY), expected)
         assert pruned.last.tokens_after == 9
         if name != "name":
             assert torch.equal(model.generate(**single, **GREEDY), expected)
-        again = model.generate(single["input_ids"][:, :3], attention_mask=words["attention_mask"][:, :3], **GREEDY)
+        again = model.generate(single["input_ids"][:, -4:], attention_mask=words["attention_mask"][:, -4:], **GREEDY)
         assert torch.equal(again, plain)
 
 
