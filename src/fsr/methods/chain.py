@@ -38,8 +38,8 @@ class Chainable:
 
 @dataclass(frozen=True)
 class Chain:
-    """What `|` gives: `before_llm` shortens the prompt (or None), then `in_llm` drop tokens at their layers; `downscale`
-    (or None) makes the pictures smaller before all that."""
+    """What `|` gives: `downscale` (or None) makes the pictures smaller, `before_llm` (or None) shortens the prompt,
+    then `in_llm` drop tokens at their layers."""
 
     where: ClassVar[str] = "before and inside the language model"
 

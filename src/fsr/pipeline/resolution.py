@@ -52,7 +52,7 @@ class Resolution:
             fitting = [n for n in SOFT_TOKENS if n * side * side <= pixels]
             if not fitting:
                 least = SOFT_TOKENS[0] * side * side
-                raise UnsupportedModelError(f"Downscale(pixels={pixels}): this model's smallest size is {least} pixels.")
+                raise UnsupportedModelError(f"Downscale(pixels={pixels}): the smallest size here is {least} pixels.")
             self.smaller = {"max_soft_tokens": min(fitting[-1], self.images.max_soft_tokens)}
         else:
             raise UnsupportedModelError(
@@ -93,6 +93,6 @@ class Resolution:
             return
         if most > self.pixels:
             raise UsageError(
-                f"a picture of this call has {most} pixels and Downscale allows {self.pixels}: call the processor inside "
-                "the `with` block, which turns it down."
+                f"a picture of this call has {most} pixels and Downscale allows {self.pixels}: call the processor "
+                "inside the `with` block, which turns it down."
             )
