@@ -12,7 +12,7 @@ from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import projections
 from fsr.signals.language import rotated
 
-__all__ = ["check_attention", "check_compiled"]
+__all__ = ["check_attention", "check_compiled", "check_kv_sharing"]
 
 INSTEAD = "prune before the language model of this family."
 
@@ -60,3 +60,12 @@ def _readable(decoder: Any, attention: Any) -> None:
         rotated(attention, torch.zeros(1, 1, 1, width), (turns, turns))
     except (RuntimeError, TypeError) as error:
         raise UnsupportedModelError(f"{name} turns a part of its queries and keys only: {INSTEAD}") from error
+
+
+def check_kv_sharing(decoder: Any, layers: Any) -> None:
+    """Raise `UnsupportedModelError` where late layers read the keys and values of earlier ones."""
+    if any(getattr(m.self_attn, "is_kv_shared_layer", False) for m in layers):
+        raise UnsupportedModelError(
+            f"the last layers of {type(decoder).__name__} read keys and values of earlier ones, which hold more tokens "
+            "after a drop: prune before the language model."
+        )
