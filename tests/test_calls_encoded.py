@@ -15,6 +15,7 @@ import tiny
 from fsr import FSR, FeatureError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.methods import FastV
 from fsr.pipeline.encode import encode
+from test_calls_rows import NO_DROPS
 
 METHOD = FSR(keep=3, relevance="none")
 GREEDY = dict(max_new_tokens=2, do_sample=False)
@@ -38,7 +39,7 @@ def test_features_and_embeddings_given_beforehand(name):
     features = {"image": encoded(model, inputs)}
     rest = {n: v for n, v in text.items() if n != "input_ids"}
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    methods = [METHOD] + ([] if name in ("gemma3", "qwen3-vl") else [FastV(layer=1, keep=2)])
+    methods = [METHOD] + ([] if name in NO_DROPS else [FastV(layer=1, keep=2)])
     for method in methods:
         with prune(model, method) as pruned:
             for call in (lambda **k: model.generate(**k, **GREEDY), lambda **k: model(**k)):
