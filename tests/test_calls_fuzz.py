@@ -27,7 +27,7 @@ import families
 import tiny
 from fsr import FSR, prepare, prune
 from fsr.methods import FastV, PyramidDrop, SparseVLM
-from test_calls_rows import NO_DROPS, PACKABLE, close, extended, packed
+from test_calls_rows import PACKABLE, close, extended, fast, packed
 
 MINUTES = float(os.environ.get("FSR_FUZZ_MINUTES", "0"))
 CASES: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class Situation:
 @st.composite
 def situations(draw: Any) -> Situation:
     family = draw(st.sampled_from(sorted(families.FAMILIES)))
-    methods = [*BEFORE] + ([] if family in NO_DROPS else [*INSIDE])
+    methods = [*BEFORE] + ([*INSIDE] if fast(family) else [])
     method = draw(st.sampled_from(methods))
     clips = 1 if families.FAMILIES[family].clip else 0
     row = st.tuples(st.integers(0, 2), st.integers(0, clips))
