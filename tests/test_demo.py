@@ -14,8 +14,8 @@ from PIL import Image
 import tiny
 from fsr import ClipTwin
 from fsr.cli import main
-from fsr.demo.desk import Desk, Desks
-from fsr.demo.shelf import Shelf, method_names
+from fsr.demo.models import Shelf, method_names
+from fsr.demo.sessions import Desk, Desks
 from fsr.demo.uploads import Uploads
 from fsr.errors import FSRError, QuestionError, UsageError
 from fsr.methods.relevance import Relevance

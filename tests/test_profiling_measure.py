@@ -16,12 +16,12 @@ from fsr.errors import UsageError
 from fsr.methods import FSR, FastV
 from fsr.profiling.counts import kv_bytes
 from fsr.profiling.measure import STAGES, Plan, Result, Spread, measure
+from fsr.profiling.measure_report import ceilings, report, verdict
 from fsr.profiling.memory import PeakMemory
 from fsr.profiling.random_weights import random_model, shorten
-from fsr.profiling.report import ceilings, report, verdict
 from fsr.profiling.shapes import language
-from fsr.profiling.subject import Subject, from_config
 from fsr.profiling.tables import text
+from fsr.profiling.workload import Subject, from_config
 from test_profiling_counts import configs
 
 
@@ -251,7 +251,7 @@ def test_command_refuses_bad_input_with_a_hint(capsys: Any, words: list[str], hi
 
 
 def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any, subject: Subject) -> None:
-    monkeypatch.setattr("fsr.profiling.subject.from_config", lambda *a, **k: subject)
+    monkeypatch.setattr("fsr.profiling.workload.from_config", lambda *a, **k: subject)
     picture = tmp_path / "bars.png"
     words = ["--config", "llava-1.5-7b", "--device", "cpu", "--keep", "3", "--rounds", "1", "--new-tokens", "2"]
     status, out, err = run(capsys, *words, "--json", "--plot", str(picture))

@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from fsr import FSR, ClipTwin
-from fsr.view.case import gather
+from fsr.view.comparison import gather
 from fsr.view.report import render
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install fsr-vlm[test])")

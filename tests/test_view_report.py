@@ -21,14 +21,14 @@ from fsr.methods import PaperFSR
 from fsr.methods.visionzip import VisionZip
 from fsr.signals.clip_twin import save_twin
 from fsr.tokens import Geometry, VisualTokens
-from fsr.view.case import Case, Shown, as_seen, covered, gather, nearest_kept
+from fsr.view.canvas import Spot, lay_out
+from fsr.view.comparison import Case, Shown, as_seen, covered, gather, nearest_kept
 from fsr.view.curves import mass_curve, radius_curve
-from fsr.view.figures import figure_page, figure_png
 from fsr.view.html import Markup, script_json, tag
 from fsr.view.maps import _squares
-from fsr.view.paper import report_png
+from fsr.view.paper_figures import figure_page, figure_png
+from fsr.view.png import report_png
 from fsr.view.report import render
-from fsr.view.sheet import Spot, lay_out
 
 NASTY = 'is </script><img src=x onerror="alert(1)"> & <b>there</b> ?'
 METHODS = [*(method(keep=keep) for keep in (12, 5) for method in (FSR, VisionZip)), PaperFSR(keep=12)]

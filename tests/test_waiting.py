@@ -10,7 +10,7 @@ from fsr.errors import FeatureError
 from fsr.kernels import reference
 from fsr.methods import FSR, get
 from fsr.tokens import Geometry, VisualTokens
-from pretend_device import PretendDevice
+from simulated_device import PretendDevice
 
 METHODS = [
     FSR(keep=16),

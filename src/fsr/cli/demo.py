@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        from fsr.demo.models import Shelf
         from fsr.demo.page import build
-        from fsr.demo.shelf import Shelf
 
         shelf = Shelf(args.model or ["mini"], args.device)
         shelf.take(shelf.names[0])  # a wrong name is told here, not to the first visitor

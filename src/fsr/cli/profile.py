@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fsr.cli.options import keep_values, method_names
+from fsr.asking.options import keep_values, method_names
 from fsr.errors import UsageError
 
 
@@ -67,7 +67,7 @@ def _methods(args: argparse.Namespace) -> list[Any]:
 def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     from fsr.profiling.configs import named
     from fsr.profiling.conventions import preset
-    from fsr.profiling.counted import counted, paper_table
+    from fsr.profiling.count_report import counted, paper_table
     from fsr.profiling.visual import visual
 
     convention = preset(args.preset)
@@ -90,8 +90,8 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
 
     from fsr.asking.load import pick_device
     from fsr.profiling.measure import Plan, measure
-    from fsr.profiling.report import report
-    from fsr.profiling.subject import from_checkpoint, from_config
+    from fsr.profiling.measure_report import report
+    from fsr.profiling.workload import from_checkpoint, from_config
 
     logging.set_verbosity_error()
     device = pick_device(args.device)

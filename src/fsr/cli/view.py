@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fsr.cli.options import build_method, keep_values, method_names
+from fsr.asking.options import build_method, keep_values, method_names
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import Method, available
 
@@ -57,18 +57,18 @@ def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     from fsr.asking.load import load
-    from fsr.view.case import gather
+    from fsr.view.comparison import gather
 
     model, processor = load(args.model, args.device)
     cases = gather(
         model, processor, image, args.question, methods, name=args.model, relevance=args.relevance, progress=_progress
     )
     if args.figure:
-        from fsr.view.figures import figure_page, figure_png
+        from fsr.view.paper_figures import figure_page, figure_png
 
         page, drawn = figure_page(args.figure, cases), (lambda: figure_png(args.figure, cases))
     else:
-        from fsr.view.paper import report_png
+        from fsr.view.png import report_png
         from fsr.view.report import render
 
         page, drawn = render(cases[0]), (lambda: report_png(cases[0]))

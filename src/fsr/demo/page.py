@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from fsr.asking.images import bundled_scene
-from fsr.demo.desk import Desks
-from fsr.demo.shelf import Shelf, method_names
+from fsr.demo.models import Shelf, method_names
+from fsr.demo.sessions import Desks
 from fsr.demo.uploads import Uploads
 from fsr.errors import FSRError
-from fsr.view.case import Case
+from fsr.view.comparison import Case
 from fsr.view.html import Markup, join, tag
 from fsr.view.report import render
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fsr.adapters import find
-from fsr.evaluation.inside import before, generate_inside
+from fsr.evaluation.in_llm import before, generate_inside
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
 from fsr.evaluation.trials import Trial

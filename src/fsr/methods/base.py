@@ -71,7 +71,7 @@ class Method(ABC):
 
     def __or__(self, other: Any) -> Any:
         """`FSR(keep=128) | FastV(layer=16, keep=32)`: this method before the language model, then `other` inside it."""
-        from fsr.methods.in_llm.chain import join
+        from fsr.methods.chain import join
 
         return join(self, other)
 

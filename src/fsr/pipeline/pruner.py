@@ -19,8 +19,8 @@ from fsr.adapters import find
 from fsr.adapters.base import Adapter
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
-from fsr.methods.in_llm.base import InsideMethod
-from fsr.methods.in_llm.chain import Chain, Whole, split
+from fsr.methods.chain import Chain, Whole, split
+from fsr.methods.in_llm import InsideMethod
 from fsr.pipeline.generate import (
     mark,
     refuse_chunks,

@@ -92,7 +92,7 @@ class Report:
         Raises:
             UsageError: the call had fewer pictures.
         """
-        from fsr.view.draw import blank, draw
+        from fsr.drawing.kept_tokens import blank, draw
 
         if not 0 <= which < len(self.selections):
             raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")

@@ -18,11 +18,11 @@ import torch
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
-from fsr.methods.in_llm.chain import split
+from fsr.methods.chain import split
 from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.pruner import prune
 from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
-from fsr.profiling.subject import Subject
+from fsr.profiling.workload import Subject
 from fsr.signals.relevance import resolve_scorer
 from fsr.timing import wait
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fsr.view.case import Shown
+from fsr.drawing.panels import roles
+from fsr.view.comparison import Shown
 from fsr.view.html import Markup, join, number, tag
-from fsr.view.places import roles
 
 __all__ = ["STAGES", "mass_curve", "radius_curve", "time_bar"]
 

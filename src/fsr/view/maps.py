@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from fsr.drawing.palette import HEAT, INKS, Role
+from fsr.drawing.panels import roles
 from fsr.tokens import Selection, Stage
+from fsr.view.canvas import WIDTH, Sheet, Spot
 from fsr.view.html import Markup, join, number, tag
-from fsr.view.palette import HEAT, INKS, Role
-from fsr.view.places import roles
-from fsr.view.sheet import WIDTH, Sheet, Spot
 
 __all__ = ["arrows", "heat", "kept_map", "order_map", "picture_defs", "plain"]
 

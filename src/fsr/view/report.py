@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fsr.drawing.palette import HEAT
+from fsr.drawing.panels import roles
 from fsr.tokens import Stage
 from fsr.view import maps
-from fsr.view.case import Case, Shown
+from fsr.view.canvas import Sheet, data_uri, lay_out, token_name
+from fsr.view.comparison import Case, Shown
 from fsr.view.curves import mass_curve, radius_curve
 from fsr.view.html import Markup, join, tag
 from fsr.view.page import page
-from fsr.view.palette import HEAT
-from fsr.view.places import roles
-from fsr.view.sheet import Sheet, data_uri, lay_out, token_name
 from fsr.view.tables import answers, key, times, tokens
 
 __all__ = ["page_data", "render"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fsr.drawing.palette import INKS
+from fsr.drawing.panels import roles
 from fsr.tokens import Stage
-from fsr.view.case import Case, Shown
+from fsr.view.canvas import Sheet, token_name
+from fsr.view.comparison import Case, Shown
 from fsr.view.curves import STAGES, time_bar
 from fsr.view.html import Markup, tag
-from fsr.view.palette import INKS
-from fsr.view.places import roles
-from fsr.view.sheet import Sheet, token_name
 
 __all__ = ["answers", "key", "times", "tokens"]
 

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from fsr.adapters.llava_next import five_tiles
 from fsr.asking.load import load
-from fsr.cli.options import keep_value
+from fsr.asking.options import keep_value
 from fsr.errors import UsageError
 from fsr.evaluation.lmms.chat import batch_of, chat_of, cut, generate_arguments, to_device
 from fsr.evaluation.lmms.record import Ledger, counts_of, folder_of
 from fsr.methods import get
-from fsr.methods.in_llm.chain import Whole
+from fsr.methods.chain import Whole
 from fsr.pipeline.pruner import prune
 
 __all__ = ["Pruned"]

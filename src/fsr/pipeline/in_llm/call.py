@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
-from fsr.methods.in_llm.base import Choice, InsideMethod
+from fsr.methods.in_llm import Choice, InsideMethod
 from fsr.pipeline.in_llm.columns import Columns, Short
 from fsr.pipeline.in_llm.views import Scene
 from fsr.pipeline.report import Drop, InsideReport, Report

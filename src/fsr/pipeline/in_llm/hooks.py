@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.methods.in_llm.base import InsideMethod
+from fsr.methods.in_llm import InsideMethod
 from fsr.pipeline.in_llm.call import Call
 from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, remember
 from fsr.pipeline.in_llm.views import Scene

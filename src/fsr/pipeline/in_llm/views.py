@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UnsupportedModelError
-from fsr.methods.in_llm.base import View
+from fsr.methods.in_llm import View
 from fsr.pipeline.in_llm.columns import Short
 from fsr.signals.attention import projections
 from fsr.signals.language import attention_row, heads_of, joined_keys, rotated

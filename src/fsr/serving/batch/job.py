@@ -15,7 +15,7 @@ from typing import Any
 
 import fsr
 from fsr.errors import UsageError
-from fsr.methods.in_llm.chain import split
+from fsr.methods.chain import split
 
 __all__ = ["SETTINGS", "Job"]
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fsr.errors import FeatureError
 from fsr.methods.base import register
-from fsr.methods.in_llm.base import Choice, InsideMethod, View, spread
+from fsr.methods.in_llm import Choice, InsideMethod, View, spread
 from fsr.stages.ranking import top_k
 
 __all__ = ["SparseVLM", "cluster_count", "density_peaks", "raters", "recycled", "relation"]

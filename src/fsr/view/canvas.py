@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from fsr.drawing.panels import Panel, frame_picture, panels
 from fsr.tokens import Geometry
-from fsr.view.places import Panel, frame_picture, panels
 
 __all__ = ["WIDTH", "Placed", "Sheet", "Spot", "data_uri", "lay_out", "token_name"]
 

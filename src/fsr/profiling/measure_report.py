@@ -12,7 +12,7 @@ import torch
 
 from fsr.profiling.counts import count
 from fsr.profiling.measure import STAGES, Plan, Result
-from fsr.profiling.subject import Subject
+from fsr.profiling.workload import Subject
 
 __all__ = ["ceilings", "report", "verdict"]
 

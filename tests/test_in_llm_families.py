@@ -8,7 +8,7 @@ import torch
 import families
 from fsr import UnsupportedModelError, UsageError, prune
 from fsr.adapters import find
-from fsr.methods.in_llm import Dart, FastV, PyramidDrop, SparseVLM
+from fsr.methods import Dart, FastV, PyramidDrop, SparseVLM
 from naive import Naive
 
 REFUSED = {"qwen3-vl": UnsupportedModelError, "gemma3": UsageError}  # deepstack, sliding windows

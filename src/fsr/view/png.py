@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fsr.view.case import Case
-from fsr.view.draw import draw
-from fsr.view.palette import HEAT, rgb
-from fsr.view.places import frame_picture, panels, pixel_box
+from fsr.drawing.kept_tokens import draw
+from fsr.drawing.palette import HEAT, rgb
+from fsr.drawing.panels import frame_picture, panels, pixel_box
+from fsr.view.comparison import Case
 
 __all__ = ["Cell", "compose", "heat_picture", "report_png"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from fsr.drawing.palette import Role
 from fsr.errors import UsageError
 from fsr.tokens import Geometry, Selection, Stage
-from fsr.view.palette import Role
 
 __all__ = ["Panel", "frame_picture", "panels", "pixel_box", "roles"]
 

@@ -12,16 +12,16 @@ from typing import Literal
 
 from PIL import Image
 
+from fsr.drawing.kept_tokens import draw
 from fsr.errors import UsageError
 from fsr.tokens import Selection, Stage
 from fsr.view import maps
-from fsr.view.case import Case
-from fsr.view.draw import draw
+from fsr.view.canvas import Sheet, data_uri, lay_out
+from fsr.view.comparison import Case
 from fsr.view.html import Markup, join, tag
 from fsr.view.page import page
-from fsr.view.paper import Cell, compose
+from fsr.view.png import Cell, compose
 from fsr.view.report import page_data
-from fsr.view.sheet import Sheet, data_uri, lay_out
 from fsr.view.tables import key
 
 __all__ = ["Figure", "figure_page", "figure_png", "only_stage"]

@@ -10,11 +10,11 @@ from threading import Lock
 from PIL import Image
 
 from fsr.asking.one_picture import Asked, OnePicture
-from fsr.demo.shelf import Offered, Shelf
+from fsr.demo.models import Offered, Shelf
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import available
 from fsr.methods.base import Method
-from fsr.view.case import Case, Shown, as_seen, notes_of, shown_of
+from fsr.view.comparison import Case, Shown, as_seen, notes_of, shown_of
 
 __all__ = ["LONGEST_QUESTION", "Desk", "Desks"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fsr.drawing.palette import INKS, Ink, Role, rgb
+from fsr.drawing.panels import Panel, frame_picture, panels, pixel_box, roles
 from fsr.tokens import Geometry, Selection
-from fsr.view.palette import INKS, Ink, Role, rgb
-from fsr.view.places import Panel, frame_picture, panels, pixel_box, roles
 
 __all__ = ["blank", "draw", "draw_panel"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fsr.methods import Method
-from fsr.methods.in_llm.chain import Whole, split
+from fsr.methods.chain import Whole, split
 from fsr.pipeline.encode import EncodedPrompt
 from fsr.pipeline.prepare import prepare
 from fsr.pipeline.pruner import prune

@@ -155,7 +155,7 @@ class InsideMethod(ABC):
 
     def __or__(self, other: Any) -> Any:
         """Chain with another method inside the language model; see `Chain`."""
-        from fsr.methods.in_llm.chain import join
+        from fsr.methods.chain import join
 
         return join(self, other)
 

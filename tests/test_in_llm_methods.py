@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsr.errors import BudgetError, FeatureError, UsageError
-from fsr.methods import FSR, get
-from fsr.methods.in_llm import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM, View
-from fsr.methods.in_llm.dart import dart, dart_pivots
-from fsr.methods.in_llm.fastv import fastv_score
-from fsr.methods.in_llm.sparsevlm import cluster_count, density_peaks, raters, recycled, relation
+from fsr.methods import FSR, Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM, get
+from fsr.methods.dart import dart, dart_pivots
+from fsr.methods.fastv import fastv_score
+from fsr.methods.in_llm import View
+from fsr.methods.sparsevlm import cluster_count, density_peaks, raters, recycled, relation
 from fsr.stages.ranking import top_k
 
 ORACLES = Path(__file__).parent / "oracles"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
-from fsr.methods.in_llm.base import InsideMethod
+from fsr.methods.in_llm import InsideMethod
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Chain", "Whole", "join", "split"]

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from fsr.errors import UsageError
 from fsr.methods.base import register
-from fsr.methods.in_llm.base import Choice, InsideMethod, View, spread
-from fsr.methods.in_llm.fastv import fastv_score
+from fsr.methods.fastv import fastv_score
+from fsr.methods.in_llm import Choice, InsideMethod, View, spread
 from fsr.stages.ranking import top_k
 
 __all__ = ["PyramidDrop"]

@@ -12,7 +12,8 @@ from transformers import Cache, DynamicCache, LlavaConfig, LlavaForConditionalGe
 
 import tiny
 from fsr import FSR, UnsupportedModelError, UsageError, prepare, prune
-from fsr.methods.in_llm import Chain, Choice, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods.in_llm import Choice
 from fsr.pipeline.in_llm.columns import short_mask
 from naive import Naive
 

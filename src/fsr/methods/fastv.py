@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsr.methods.base import register
-from fsr.methods.in_llm.base import Choice, InsideMethod, View
+from fsr.methods.in_llm import Choice, InsideMethod, View
 from fsr.stages.ranking import top_k
 
 __all__ = ["FastV", "fastv_score"]

@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 from fsr.errors import UsageError
 from fsr.methods.base import register
-from fsr.methods.in_llm.base import Choice, InsideMethod, View
+from fsr.methods.in_llm import Choice, InsideMethod, View
 from fsr.stages.ranking import top_k
 
 __all__ = ["Dart", "dart", "dart_pivots"]
