@@ -20,7 +20,7 @@ def full():
     return build("test", 0, 2000)
 
 
-@pytest.mark.parametrize(("split", "seed", "count"), sorted(REFERENCE))
+@pytest.mark.parametrize(("world", "split", "seed", "count"), sorted(REFERENCE))
 def test_the_published_sets_have_their_bytes(full, split, seed, count):
     shipped = np.asarray(bundled_scene())
     if not np.array_equal(draw(np.random.default_rng(107), "test").image, shipped):
@@ -51,7 +51,7 @@ def test_the_hash_sees_pictures_questions_and_answers():
 def test_another_rounding_is_announced(monkeypatch):
     small = build("test", 0, 16)
     assert small.note is None  # nothing is published for 16 questions
-    monkeypatch.setitem(question_set.REFERENCE, ("test", 0, 16), "0" * 64)
+    monkeypatch.setitem(question_set.REFERENCE, ("mini", "test", 0, 16), "0" * 64)
     assert np.__version__ in small.note and "published" in small.note
 
 

@@ -27,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many; each gets a GPU where there are any")
     parser.add_argument("--question", help="for every picture of a folder, and for rows that bring none")
     add_method_arguments(parser)
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     parser.add_argument(
         "--relevance",
         choices=("auto", "none", "embedding"),

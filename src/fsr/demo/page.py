@@ -62,7 +62,7 @@ def build(shelf: Shelf, folder: Path) -> tuple[gr.Blocks, Desks]:
         folder: where Gradio keeps uploaded files; pictures from elsewhere are refused.
     """
     desks = Desks(shelf)
-    scenes = [bundled_scene(i + 1) for i in range(SCENES)]
+    scenes = [bundled_scene(i + 1, shelf.names[0]) for i in range(SCENES)]
     uploads = Uploads(folder, scenes)
 
     def respond(

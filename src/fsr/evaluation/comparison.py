@@ -67,6 +67,7 @@ def about(runner: Runner) -> dict[str, Any]:
     return {
         "questions": {
             "version": VERSION,
+            "scenes": q.world,
             "split": q.split,
             "seed": q.seed,
             "count": len(q),

@@ -36,16 +36,16 @@ class Batch:
     """Questions that are asked together.
 
     items: their numbers in the set. prompts: `input_ids` and the like, one row per question.
-    seen: the pictures, one per row. owner: long [B, N], the object on each token (-2 sign, -1 ground).
-    asked, big: bool [B, N], tokens on the asked objects, on the big distractor.
+    seen: the pictures, one per row. owner: long [N] per row, the object on each token (-2 sign, -1 ground).
+    asked, big: bool [N] per row, tokens on the asked objects, on the big distractor.
     """
 
     items: list[int]
     prompts: dict[str, Any]
     seen: EncodedPrompt
-    owner: Tensor
-    asked: Tensor
-    big: Tensor
+    owner: list[Tensor]
+    asked: list[Tensor]
+    big: list[Tensor]
 
 
 class Remembered:
@@ -159,8 +159,10 @@ class Runner:
             scene = self.questions.scenes[item.scene]
             owner = torch.from_numpy(scene.owner).to(unit.features.device)
             boxes = unit.geometry.boxes.nan_to_num(0)  # type: ignore[union-attr]
-            side = owner.shape[0]
-            column, row = (((boxes[:, j] + boxes[:, j + 2]) / 2 * side).long().clamp(0, side - 1) for j in (0, 1))
+            column, row = (
+                ((boxes[:, j] + boxes[:, j + 2]) / 2 * n).long().clamp(0, n - 1)
+                for j, n in enumerate(reversed(owner.shape))
+            )
             here = owner[row, column]
             distractors = [j for j, o in enumerate(scene.objects) if o.big and j not in item.question.targets]
             owners.append(here)
@@ -168,7 +170,7 @@ class Runner:
             big.append(torch.isin(here, here.new_tensor(distractors)))
         # Pixels are encoded already; their sizes may still be needed for positions.
         prompts = {k: v for k, v in prompts.items() if not k.startswith("pixel_values")}
-        return Batch(items, prompts, seen, torch.stack(owners), torch.stack(asked), torch.stack(big))
+        return Batch(items, prompts, seen, owners, asked, big)
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
         seen = batch.seen

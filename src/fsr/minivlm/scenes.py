@@ -56,6 +56,7 @@ SIDE = 144
 CELL = 36
 PATCH = 12
 Split = Literal["train", "test"]
+World = Literal["mini", "native"]  # these scenes, or those of `fsr.minivlm.native.scenes`
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,7 @@ def fit_loss(visual: nn.Module, symbols: Symbols, batch: Asked) -> tuple[Tensor,
     """Mean share of the symbols' variance that the mergers leave unexplained, over the levels."""
     with torch.no_grad():
         targets = symbol_levels(symbols, batch.labels)
-    errors = [
-        F.mse_loss(got.float(), t) / t.var() for got, t in zip(levels_of(visual, batch.states), targets)
-    ]
+    errors = [F.mse_loss(got.float(), t) / t.var() for got, t in zip(levels_of(visual, batch.states), targets)]
     total = torch.stack(errors).mean()
     return total, {f"unexplained{i}": float(e.detach()) for i, e in enumerate(errors)}
 

@@ -30,12 +30,14 @@ __all__ = ["NativeRecipe", "load_parts", "train_stage"]
 @dataclass(frozen=True)
 class NativeRecipe:
     """Steps of each stage; `*_few`: how many of them at batch 8 with 48 (vision) or 64 visual tokens of each scene, the
-    others at batch 4 with all."""
+    others at batch 4 with all. symbols_stop: the stage ends there on its schedule of `symbols` steps: 98 % of the
+    questions were right by then."""
 
     vision: int = 3300
     vision_few: int = 2800
     symbols: int = 2400
-    fit: int = 500
+    symbols_stop: int = 1600
+    fit: int = 300
     language: int = 3000
     language_few: int = 1500
     questions: int = 12
@@ -123,7 +125,10 @@ def train_stage(stage: str, folder: Path, recipe: NativeRecipe, device: torch.de
             return language_loss(model, maps, batch, 64, 1.0, symbols)
 
         modules = nn.ModuleDict({"lm": model.model.language_model, "symbols": symbols})
-        run_stage(stage, folder, modules, told, look_up, r.symbols, 8e-4, r.seed + 1, device, workers, save_every=200)
+        run_stage(
+            stage, folder, modules, told, look_up, r.symbols, 8e-4, r.seed + 1, device, workers,
+            stop=r.symbols_stop, save_every=200,
+        )  # fmt: skip
     elif stage == "fit":
 
         def shown(rng: np.random.Generator, step: int) -> Asked:

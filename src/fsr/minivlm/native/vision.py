@@ -113,7 +113,9 @@ def vision_batch(rng: np.random.Generator, size: int) -> NativeBatch:
     cells = pick_size(rng, 0.5)
     scenes = [draw_native(rng, cells, "train") for _ in range(size)]
     h, w = scenes[0].owner.shape
-    return NativeBatch(patches_of(np.stack([s.image for s in scenes])), (h, w), stacked([merge_labels(s) for s in scenes]))
+    return NativeBatch(
+        patches_of(np.stack([s.image for s in scenes])), (h, w), stacked([merge_labels(s) for s in scenes])
+    )
 
 
 @lru_cache(maxsize=64)
