@@ -26,7 +26,8 @@ from transformers.initialization import no_init_weights
 
 from fsr.profiling.configs import named
 from fsr.profiling.random_weights import fill
-from fsr.signals.attention import cls_attention, record_layers
+from fsr.signals.attention import cls_attention
+from fsr.signals.tap import record_layers
 from fsr.timing import wait
 
 BAR = 0.03
@@ -50,11 +51,13 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, help="a tower of fewer layers, to try the script")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     config = named("llava-1.5-7b").vision_config
     config._attn_implementation = "sdpa"
+    config.num_hidden_layers = args.layers or config.num_hidden_layers
     with torch.device(device), no_init_weights():
         tower = CLIPVisionModel(config)
     fill(tower)

@@ -1,7 +1,7 @@
 """A device that is not there: tensors that say they live on it hold real numbers on the CPU, so that ordinary code runs
 with ordinary results while every wait for the device, every transfer and every mix of devices is seen.
 
-    with PretendDevice() as device:
+    with SimulatedDevice() as device:
         out = method([tokens_of(device)])
     device.waits     # what made the host wait: values read, shapes that depend on data, copies to the host
 
@@ -36,10 +36,10 @@ class There(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise AssertionError(f"{func} outside of `with PretendDevice()`")
+        raise AssertionError(f"{func} outside of `with SimulatedDevice()`")
 
 
-class PretendDevice(TorchDispatchMode):
+class SimulatedDevice(TorchDispatchMode):
     """waits: operators that made the host wait, in order. sent: host tensors that were copied to the device."""
 
     def __init__(self, monkeypatch):

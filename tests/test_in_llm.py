@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, LlavaConfig, LlavaForConditionalGe
 
 import tiny
 from fsr import FSR, UnsupportedModelError, UsageError, prepare, prune
-from fsr.methods import Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM
+from fsr.methods import Chain, Dart, FastV, InLLMMethod, PyramidDrop, SparseVLM
 from fsr.methods.in_llm import Choice
 from fsr.pipeline.in_llm.columns import short_mask
 from naive import Naive
@@ -79,12 +79,12 @@ def level():
 
 
 def steps_of(method):
-    inside = method.inside if isinstance(method, Chain) else (method,)
+    inside = method.in_llm if isinstance(method, Chain) else (method,)
     return [(layer, m, i) for m in inside for i, layer in enumerate(m.layers(DEPTH))]
 
 
 def without_inside(method):
-    return method.outside if isinstance(method, Chain) and method.outside is not None else None
+    return method.before_llm if isinstance(method, Chain) and method.before_llm is not None else None
 
 
 def pictures_of(ids, counts):
@@ -105,8 +105,8 @@ def expect_naive(pair, method, inputs):
     with prune(model, method) as pruned:
         out = model.generate(**inputs, **GREEDY, **SCORES)
     report = pruned.last
-    outside = without_inside(method)
-    kwargs = prepare(eager, outside, inputs).inputs if outside else dict(inputs)
+    before_llm = without_inside(method)
+    kwargs = prepare(eager, before_llm, inputs).inputs if before_llm else dict(inputs)
     ids, mask = kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
     mask = torch.ones_like(ids) if mask is None else mask
     pictures = pictures_of(ids, [s.kept for s in report.selections])
@@ -115,12 +115,12 @@ def expect_naive(pair, method, inputs):
     for step, logits in enumerate(out.logits):
         longer, full = torch.cat([ids, new[:, :step]], 1), torch.cat([mask, torch.ones_like(new[:, :step])], 1)
         places = (full.cumsum(-1) - 1).clamp_min(0)
-        kwargs["mm_encoder_outputs"] = prepare(eager, outside, inputs)["mm_encoder_outputs"] if outside else None
+        kwargs["mm_encoder_outputs"] = prepare(eager, before_llm, inputs)["mm_encoder_outputs"] if before_llm else None
         slow = naive.run(
             longer, full, pictures, position_ids=places, **{k: v for k, v in kwargs.items() if v is not None}
         )
         torch.testing.assert_close(logits, slow[:, -1], atol=1e-5, rtol=1e-5)
-    for drop in report.inside.drops:
+    for drop in report.in_llm.drops:
         for (_, whole), rows, stay in zip(pictures, drop.rows, naive.chosen[drop.layer]):
             assert torch.equal(whole[rows], stay)
     return out, report
@@ -138,23 +138,23 @@ def test_every_step_equals_masking(models, batch, name, text):
         layers.append(layer)
         sizes.append([m.budgets(n, DEPTH)[i] for n in entered])
     if name != "dart-faithful":
-        assert [[len(r) for r in d.rows] for d in report.inside.drops] == sizes
-    assert [d.layer for d in report.inside.drops] == layers
+        assert [[len(r) for r in d.rows] for d in report.in_llm.drops] == sizes
+    assert [d.layer for d in report.in_llm.drops] == layers
     # Real cache lengths: text and padding of the prompt, what is left of the pictures, and all new tokens but the last.
     lengths = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
     width = report.length_after
     assert lengths[: layers[0]] == [width + 4] * layers[0]
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] < width
-    assert lengths[-1] == report.inside.columns.shape[1] + 4
+    assert lengths[-1] == report.in_llm.columns.shape[1] + 4
 
 
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "sparsevlm"])
 def test_one_prompt_without_padding(models, single, name):
     _, report = expect_naive(models["llama"], METHODS[name], single)
-    assert report.inside.columns.shape[1] == single["input_ids"].shape[1] - tiny.TOKENS + K
-    assert (report.inside.columns >= 0).all()
-    assert report.notes[-2] == f"{report.inside.drops[-1].method}: {K} of {tiny.TOKENS} visual tokens from decoder " + (
-        f"layer {report.inside.drops[-1].layer} on"
+    assert report.in_llm.columns.shape[1] == single["input_ids"].shape[1] - tiny.TOKENS + K
+    assert (report.in_llm.columns >= 0).all()
+    assert report.notes[-2] == f"{report.in_llm.drops[-1].method}: {K} of {tiny.TOKENS} visual tokens from decoder " + (
+        f"layer {report.in_llm.drops[-1].layer} on"
     )
     assert not any("nothing" in note for note in (*report.notes, *report.selections[0].notes))
 
@@ -163,7 +163,7 @@ def test_one_prompt_without_padding(models, single, name):
 def test_rows_that_drop_different_numbers(models, level, name):
     """No padding to use up: filler columns must be masked although the model made no mask at all."""
     _, report = expect_naive(models["llama"], METHODS[name], level)
-    assert report.inside.columns.shape == (2, 50) and int((report.inside.columns[0] < 0).sum()) == tiny.TOKENS - K
+    assert report.in_llm.columns.shape == (2, 50) and int((report.in_llm.columns[0] < 0).sum()) == tiny.TOKENS - K
 
 
 def test_eager_language_model(models, batch):
@@ -175,7 +175,7 @@ def test_eager_language_model(models, batch):
 
 
 @dataclass(frozen=True)
-class Spy(InsideMethod):
+class Spy(InLLMMethod):
     """Keeps the first tokens and notes the rows it was shown: a third party's method."""
 
     name = "spy"
@@ -223,7 +223,7 @@ def test_view_coordinates(models, batch):
         assert view.last == ids.shape[1] - 1 and view.text[-1] == view.last
     later = spy.notes[3][2]  # the first picture at the second drop: 20 tokens are left, columns have moved
     assert len(later.image) == 20 and later.hidden.shape[0] < ids.shape[1]
-    assert [r.tolist() for r in pruned.last.inside.drops[1].rows] == [list(range(K))] * 3
+    assert [r.tolist() for r in pruned.last.in_llm.drops[1].rows] == [list(range(K))] * 3
 
 
 # -------------------------------------------------------------------------------------------------------- nothing to do
@@ -241,8 +241,8 @@ def test_keeping_all_changes_no_bit(model, batch, method, options):
         out = model.generate(**batch, **options, **SCORES)
     assert torch.equal(out.sequences, plain.sequences)
     assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits))
-    assert pruned.last.inside.drops == () and pruned.last.inside.columns is None
-    assert pruned.last.inside.layer_average == 3 * tiny.TOKENS and "nothing dropped" in pruned.last.notes[-1]
+    assert pruned.last.in_llm.drops == () and pruned.last.in_llm.columns is None
+    assert pruned.last.in_llm.layer_average == 3 * tiny.TOKENS and "nothing dropped" in pruned.last.notes[-1]
 
 
 def test_prompts_without_pictures_are_left_alone(model, processor):
@@ -286,7 +286,7 @@ def test_with_and_without_cache(model, batch, name, options, copies):
         for use_cache in (True, False):
             torch.manual_seed(0)
             texts.append(model.generate(**batch, max_new_tokens=5, use_cache=use_cache, **options))
-            assert len(pruned.last.inside.drops[0].rows) == 3
+            assert len(pruned.last.in_llm.drops[0].rows) == 3
     assert torch.equal(*texts) and texts[0].shape == (3 * copies, batch["input_ids"].shape[1] + 5)
     assert torch.equal(texts[0][:, :-5], batch["input_ids"].repeat_interleave(copies, 0))
 
@@ -298,11 +298,11 @@ def test_a_batch_equals_its_rows(model, processor, name):
     images = [tiny.picture(i) for i in range(3)]
     with prune(model, METHODS[name]) as pruned:
         both = model.generate(**tiny.prompts(processor, chats, images), **GREEDY)
-        together = pruned.last.inside.drops[-1].rows
+        together = pruned.last.in_llm.drops[-1].rows
         alone = []
         for chat, own in ((chats[0], images[:2]), (chats[1], images[2:])):
             out = model.generate(**tiny.prompts(processor, [chat], own), **GREEDY)
-            alone.append((out[0, -5:], pruned.last.inside.drops[-1].rows))
+            alone.append((out[0, -5:], pruned.last.in_llm.drops[-1].rows))
     assert torch.equal(both[:, -5:], torch.stack([a for a, _ in alone]))
     assert all(torch.equal(a, b) for a, b in zip(together, [r for _, rows in alone for r in rows]))
 
@@ -320,7 +320,7 @@ def test_forward_and_a_loop_by_hand(model, batch):
         out = model.generate(**batch, **GREEDY, **SCORES)
         mask = batch["attention_mask"]
         step = model(**batch, position_ids=(mask.cumsum(-1) - 1).clamp_min(0), use_cache=True)
-        inside = pruned.last.inside
+        inside = pruned.last.in_llm
         assert step.logits.shape[1] == inside.columns.shape[1] < mask.shape[1]
         cache = step.past_key_values
         for i in range(4):
@@ -344,7 +344,7 @@ def test_a_second_turn_from_the_cache(model, batch):
     with prune(model, method) as pruned, torch.no_grad():
         cache = DynamicCache(config=model.config)
         first = model.generate(**batch, **GREEDY, past_key_values=cache)
-        kept = pruned.last.inside.drops[0].rows
+        kept = pruned.last.in_llm.drops[0].rows
         longer = torch.cat([first, turn], 1)
         mask = torch.cat([batch["attention_mask"], torch.ones(3, 9, dtype=torch.long)], 1)
         second = model.generate(input_ids=longer, attention_mask=mask, past_key_values=cache, **GREEDY, **SCORES)
@@ -367,11 +367,11 @@ def test_right_padding_in_a_forward(model, processor, batch):
     left = tiny.prompts(processor, chats, [tiny.picture(0), tiny.picture(1)])
     with prune(model, METHODS["fastv"]) as pruned, torch.no_grad():
         logits = model(**right).logits
-        columns, rows = pruned.last.inside.columns, pruned.last.inside.drops[0].rows
+        columns, rows = pruned.last.in_llm.columns, pruned.last.in_llm.drops[0].rows
         ends = [int((c >= 0).nonzero()[-1]) for c in columns]
         places = (left["attention_mask"].cumsum(-1) - 1).clamp_min(0)
         other = model(**left, position_ids=places).logits[:, -1]
-        assert all(torch.equal(a, b) for a, b in zip(rows, pruned.last.inside.drops[0].rows))
+        assert all(torch.equal(a, b) for a, b in zip(rows, pruned.last.in_llm.drops[0].rows))
     torch.testing.assert_close(logits[torch.arange(2), ends], other, atol=1e-5, rtol=1e-5)
 
 
@@ -416,7 +416,7 @@ def test_settings_that_cannot_work(model, single, options, reason):
         with pytest.raises(UsageError, match=reason):
             model.generate(**single, **GREEDY, **options)
         model.generate(**single, **GREEDY)  # the refusal left nothing behind
-        assert pruned.last.inside.drops
+        assert pruned.last.in_llm.drops
 
 
 def test_prompt_lookup_takes_rejected_tokens_back_in_every_layer(model, single, monkeypatch):

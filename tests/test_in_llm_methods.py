@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsr.errors import BudgetError, FeatureError, UsageError
-from fsr.methods import FSR, Chain, Dart, FastV, InsideMethod, PyramidDrop, SparseVLM, get
+from fsr.methods import FSR, Chain, Dart, FastV, InLLMMethod, PyramidDrop, SparseVLM, get
 from fsr.methods.dart import dart, dart_pivots
 from fsr.methods.fastv import fastv_score
 from fsr.methods.in_llm import View
@@ -201,11 +201,13 @@ def test_bad_budgets(make):
 
 def test_chain_order():
     chain = FSR(keep=128) | FastV(layer=16, keep=32)
-    assert isinstance(chain, Chain) and chain.outside == FSR(keep=128) and chain.inside == (FastV(layer=16, keep=32),)
+    assert (
+        isinstance(chain, Chain) and chain.before_llm == FSR(keep=128) and chain.in_llm == (FastV(layer=16, keep=32),)
+    )
     assert chain.name == "fsr | fastv" and chain == FSR(keep=128) | FastV(layer=16, keep=32)
     longer = chain | PyramidDrop(at=(20, 24), keep=16)
-    assert [m.name for m in longer.inside] == ["fastv", "pyramiddrop"]
-    assert (FastV(layer=2, keep=64) | Dart(layer=8, keep=0.5)).outside is None
+    assert [m.name for m in longer.in_llm] == ["fastv", "pyramiddrop"]
+    assert (FastV(layer=2, keep=64) | Dart(layer=8, keep=0.5)).before_llm is None
 
 
 @pytest.mark.parametrize(
@@ -227,5 +229,5 @@ def test_chains_without_sense(make, reason):
 @pytest.mark.parametrize("name", ["fastv", "dart", "sparsevlm", "pyramiddrop"])
 def test_registered(name):
     method = get(name, keep=12)
-    assert isinstance(method, InsideMethod) and method.keep == 12 and method.where == "inside the language model"
+    assert isinstance(method, InLLMMethod) and method.keep == 12 and method.where == "inside the language model"
     assert method.paper.startswith("arXiv") and method.licence_note and method.needs

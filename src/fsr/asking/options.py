@@ -1,8 +1,7 @@
-"""Options that several commands share: `--keep`, `--method`, `--option name=value`."""
+"""Budgets, methods and their options as people write them: `64`, `11%`, `fsr,divprune`, `alpha=2`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
@@ -56,12 +55,3 @@ def build_method(name: str, keep: int | float, options: list[str] | None = None)
         except json.JSONDecodeError:
             values[key.strip()] = value
     return get(name.lower(), keep=keep, **values)
-
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--method`, `--keep` and `--option`."""
-    parser.add_argument("--method", default="fsr", help="pruning method, see `fsr methods`")
-    parser.add_argument("--keep", default="16", help="visual tokens to keep per image (16), or a share (0.11)")
-    parser.add_argument(
-        "--option", action="append", metavar="NAME=VALUE", help="option of the method, repeatable (alpha=2)"
-    )

@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from fsr.asking.options import add_method_arguments, build_method, keep_value
+from fsr.asking.options import build_method, keep_value
+from fsr.cli.arguments import add_method_arguments
 from fsr.errors import UsageError
 
 

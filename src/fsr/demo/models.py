@@ -12,13 +12,13 @@ from fsr.asking.load import load
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods import available
 from fsr.methods.base import Method
-from fsr.signals.relevance import find_twin, resolve_scorer
+from fsr.pipeline.scorer import find_twin, resolve_scorer
 
-__all__ = ["Offered", "Shelf", "method_names"]
+__all__ = ["OfferedModel", "OfferedModels", "method_names"]
 
 
 @dataclass(frozen=True)
-class Offered:
+class OfferedModel:
     """One loaded model. relevance: "none" where no text tower pairs with it; methods: names that work with it."""
 
     model: Any
@@ -28,7 +28,7 @@ class Offered:
     note: str = ""
 
 
-class Shelf:
+class OfferedModels:
     """Models by name.
 
     Args:
@@ -39,14 +39,14 @@ class Shelf:
     def __init__(self, names: Sequence[str], device: str = "auto", loader: Callable[..., Any] = load) -> None:
         self.names = tuple(dict.fromkeys(names))
         self._device, self._loader = device, loader
-        self._loaded: dict[str, Offered] = {}
+        self._loaded: dict[str, OfferedModel] = {}
         self._lock = Lock()
 
-    def take(self, name: str) -> Offered:
+    def take(self, name: str) -> OfferedModel:
         """The model, loaded at the first call.
 
         Raises:
-            UsageError: not on this shelf.
+            UsageError: not offered.
         """
         if name not in self.names:
             raise UsageError(f"this demo offers {', '.join(self.names)}, not {name!r}.")
@@ -62,7 +62,7 @@ def method_names() -> list[str]:
     return sorted(found, key=lambda n: (n != "fsr", n))
 
 
-def _offer(model: Any, processor: Any) -> Offered:
+def _offer(model: Any, processor: Any) -> OfferedModel:
     adapter = find(model)
     relevance, note = "auto", ""
     try:
@@ -77,4 +77,4 @@ def _offer(model: Any, processor: Any) -> Offered:
         except RelevanceError:
             continue  # cannot do without relevance: not offered for this model
         works.append(name)
-    return Offered(model, processor, relevance, tuple(works), note)
+    return OfferedModel(model, processor, relevance, tuple(works), note)

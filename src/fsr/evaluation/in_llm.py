@@ -1,7 +1,7 @@
 """Methods inside the language model in the comparison: the same prompts and encoded pictures, drops while it runs.
 
 Their budget is what the last layer holds; every layer before the drop holds more, so a row of such a method is not at
-equal cost (`InsideMethod.layer_average` says what it costs). The kept tokens of an outcome are those of the last layer.
+equal cost (`InLLMMethod.layer_average` says what it costs). The kept tokens of an outcome are those of the last layer.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 import torch
 
 from fsr.methods import Method
-from fsr.methods.chain import Whole, split
+from fsr.methods.parts import KeepAll, split
 from fsr.pipeline.encode import EncodedPrompt
 from fsr.pipeline.prepare import prepare
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.report import Report
 from fsr.tokens import Selection, Stage
 
-__all__ = ["before", "generate_inside"]
+__all__ = ["before", "generate_in_llm"]
 
 
 def before(method: Any) -> Method:
     """What prunes in front of the language model: the method itself, the first part of a chain, or nothing at all."""
-    outside, _ = split(method)
-    return outside or Whole()
+    before_llm, _ = split(method)
+    return before_llm or KeepAll()
 
 
-def generate_inside(
+def generate_in_llm(
     model: Any,
     method: Any,
     prompts: dict[str, Any],
@@ -42,16 +42,16 @@ def generate_inside(
     ready = prepare(model, before(method), prompts, questions, positions=positions, encoded=encoded)
     reports: list[Report] = []
     with prune(model, method, positions=positions) as pruned:
-        inside = pruned.inside
-        if inside is None:
+        in_llm = pruned.in_llm
+        if in_llm is None:
             out = generate(**ready)
         else:
-            call = inside.begin(ready.report, reports.append)
+            call = in_llm.begin(ready.report, reports.append)
             try:
                 out = generate(**ready)
             finally:
-                inside.end(call)
-    drops = reports[0].inside.drops if reports and reports[0].inside else ()
+                in_llm.end(call)
+    drops = reports[0].in_llm.drops if reports and reports[0].in_llm else ()
     selections = list(ready.report.selections)
     if drops:
         selections = _last(selections, drops[-1].rows)

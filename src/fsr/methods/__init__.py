@@ -13,7 +13,7 @@ from fsr.methods.fsr import FSR
 from fsr.methods.fsr_paper import PaperFSR
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
-from fsr.methods.in_llm import InsideMethod
+from fsr.methods.in_llm import InLLMMethod
 from fsr.methods.prumerge import PruMerge
 from fsr.methods.pyramiddrop import PyramidDrop
 from fsr.methods.random import Random
@@ -40,7 +40,7 @@ __all__ = [
     "FasterVLM",
     "HiRED",
     "HoloV",
-    "InsideMethod",
+    "InLLMMethod",
     "Method",
     "PaperFSR",
     "PruMerge",

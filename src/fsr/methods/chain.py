@@ -1,96 +1,77 @@
-"""Composition: one method before the language model, then some inside: `FSR(keep=128) | FastV(layer=16, keep=32)`."""
+"""Composition with `|`: one method before the language model, then some inside it: `FSR(keep=128) | FastV(layer=16,
+keep=32)`.
+
+Both kinds of method inherit `|` from here, so this module knows neither; `fsr.methods.parts` takes a chain apart again.
+"""
 
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fsr.errors import UsageError
-from fsr.methods.base import Method, Picks
-from fsr.methods.in_llm import InsideMethod
-from fsr.tokens import Selection, VisualTokens
 
-__all__ = ["Chain", "Whole", "join", "split"]
+__all__ = ["BEFORE_LLM", "IN_LLM", "Chain", "Chainable"]
+
+BEFORE_LLM = "before the language model"
+IN_LLM = "inside the language model"
+
+
+class Chainable:
+    """What `|` joins. where: `BEFORE_LLM` or `IN_LLM`."""
+
+    name: ClassVar[str] = ""
+    where: ClassVar[str] = ""
+
+    def __or__(self, other: Any) -> Chain:
+        """`self`, then `other`, which must prune inside the language model.
+
+        Raises:
+            UsageError: an order or a pair that makes no sense; the message says why.
+        """
+        return _join(None if self.where == IN_LLM else self, (self,) if self.where == IN_LLM else (), other)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What `|` gives: `outside` prunes the prompt (None: nothing does), then `inside` drop tokens at their layers."""
+    """What `|` gives: `before_llm` shortens the prompt (or None), then `in_llm` drop tokens at their layers."""
 
     where: ClassVar[str] = "before and inside the language model"
 
-    outside: Method | None
-    inside: tuple[InsideMethod, ...]
+    before_llm: Any
+    in_llm: tuple[Any, ...]
 
     @property
     def name(self) -> str:
         """All names in order."""
-        return " | ".join(m.name for m in (self.outside, *self.inside) if m is not None)
+        return " | ".join(m.name for m in (self.before_llm, *self.in_llm) if m is not None)
 
     def __or__(self, other: Any) -> Chain:
-        return join(self, other)
+        return _join(self.before_llm, self.in_llm, other)
 
 
-@dataclass(frozen=True)
-class Whole(Method):
-    """Keeps every token: what stands in front of the language model when only methods inside it prune."""
-
-    name = "whole"
-    paper = "none"
-
-    keep: int | float = 1.0
-
-    def pick(self, tokens: VisualTokens, k: int) -> Picks:
-        """Never reached with keep = 1.0; a smaller budget is not this method's business."""
-        raise UsageError("'whole' keeps every token: choose a method that prunes.")
-
-    def _whole(self, tokens: VisualTokens) -> Selection:
-        """Without the note that nothing was pruned: something will be, later."""
-        return replace(super()._whole(tokens), notes=())
-
-
-def join(left: Any, right: Any) -> Chain:
-    """`left | right`.
-
-    Raises:
-        UsageError: an order or a pair that makes no sense; the message says why.
-    """
-    if not isinstance(right, InsideMethod | Method):
+def _join(before_llm: Any, in_llm: tuple[Any, ...], right: Any) -> Chain:
+    if not isinstance(right, Chainable):
         raise UsageError(f"{right!r} is no pruning method: chain methods with |, one after another.")
-    outside, inside = split(left)
-    if isinstance(right, Method):
-        if inside:
+    last = in_llm[-1] if in_llm else before_llm
+    if right.where != IN_LLM:
+        if in_llm:
             raise UsageError(
-                f"{right.name} prunes before the language model and {inside[-1].name} inside it, which is later: write "
-                f"{right.name} | {inside[-1].name}."
+                f"{right.name} prunes before the language model and {last.name} inside it, which is later: write "
+                f"{right.name} | {last.name}."
             )
         raise UsageError(
-            f"{outside.name if outside else left} and {right.name} both prune before the language model: the second "
-            "would score tokens that the first has picked or merged already. Use one of them, or compare them."
+            f"{last.name} and {right.name} both prune before the language model: the second would score tokens that "
+            "the first has picked or merged already. Use one of them, or compare them."
         )
-    before = inside[-1] if inside else outside
-    if before is not None and _number(right.keep, first=True) > _number(before.keep, first=False):
+    keep: Any = getattr(right, "keep")  # noqa: B009  (a dataclass field of every method)
+    if _number(keep, first=True) > _number(last.keep, first=False):
         raise UsageError(
-            f"{right.name} keeps {right.keep} of the {before.keep} tokens that {before.name} leaves: dropped tokens do "
-            "not come back, give it a smaller budget."
+            f"{right.name} keeps {keep} of the {last.keep} tokens that {last.name} leaves: dropped tokens do not come "
+            "back, give it a smaller budget."
         )
-    return Chain(outside, (*inside, right))
-
-
-def split(method: Any) -> tuple[Method | None, tuple[InsideMethod, ...]]:
-    """The part before and the part inside the language model.
-
-    Raises:
-        UsageError: not a method at all.
-    """
-    if isinstance(method, Chain):
-        return method.outside, method.inside
-    if isinstance(method, InsideMethod):
-        return None, (method,)
-    if isinstance(method, Method):
-        return method, ()
-    raise UsageError(f"{method!r} is no pruning method: give one, for example FSR(keep=64), or several chained with |.")
+    return Chain(before_llm, (*in_llm, right))
 
 
 def _number(keep: Any, first: bool) -> float:

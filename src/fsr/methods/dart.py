@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 from fsr.errors import UsageError
 from fsr.methods.base import register
-from fsr.methods.in_llm import Choice, InsideMethod, View
+from fsr.methods.in_llm import Choice, InLLMMethod, View
 from fsr.stages.ranking import top_k
 
 __all__ = ["Dart", "dart", "dart_pivots"]
@@ -65,11 +65,11 @@ def dart(states: Tensor, image: Tensor, pivots: Tensor, order: Tensor, shares: S
 
 @register
 @dataclass(frozen=True)
-class Dart(InsideMethod):
+class Dart(InLLMMethod):
     """Tokens that duplicate a few pivots least.
 
     Args:
-        keep: see `InsideMethod`.
+        keep: see `InLLMMethod`.
         layer: first decoder layer (0-based, >= 1) that runs without the dropped tokens.
         image_pivots: pivots among the picture's tokens, >= 1; text_pivots: among the text behind it, >= 0.
         faithful: the authors' count, pivots + (image_pivots + text_pivots) * (K // their number), instead of exactly K.
@@ -98,7 +98,7 @@ class Dart(InsideMethod):
         return (self.layer,)
 
     def choose(self, view: View, k: int) -> Choice:
-        """See `InsideMethod.choose`; with `faithful` the number of rows follows the authors."""
+        """See `InLLMMethod.choose`; with `faithful` the number of rows follows the authors."""
         n = len(view.image)
         p_image, p_text = dart_pivots(view.keys(), view.image, view.text, min(self.image_pivots, k), self.text_pivots)
         order = torch.cat([p_image, p_text])

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fsr.methods.base import register
-from fsr.methods.in_llm import Choice, InsideMethod, View
+from fsr.methods.in_llm import Choice, InLLMMethod, View
 from fsr.stages.ranking import top_k
 
 __all__ = ["FastV", "fastv_score"]
@@ -34,11 +34,11 @@ def fastv_score(row: Tensor, image: Tensor) -> Tensor:
 
 @register
 @dataclass(frozen=True)
-class FastV(InsideMethod):
+class FastV(InLLMMethod):
     """Top tokens by the last prompt token's attention, dropped in front of one layer.
 
     Args:
-        keep: see `InsideMethod`.
+        keep: see `InLLMMethod`.
         layer: first decoder layer (0-based, >= 1) that runs without the dropped tokens.
     """
 
@@ -54,6 +54,6 @@ class FastV(InsideMethod):
         return (self.layer,)
 
     def choose(self, view: View, k: int) -> Choice:
-        """See `InsideMethod.choose`."""
+        """See `InLLMMethod.choose`."""
         row = view.attention(view.image.new_tensor([view.last]))[0]
         return Choice(top_k(fastv_score(row, view.image), k))

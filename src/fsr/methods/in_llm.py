@@ -17,14 +17,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fsr.errors import BudgetError, UsageError
-from fsr.methods.base import check_keep
+from fsr.methods.budget import check_keep
+from fsr.methods.chain import IN_LLM, Chainable
 
-__all__ = ["Choice", "InsideMethod", "InsideSignal", "View", "spread"]
+__all__ = ["Choice", "InLLMMethod", "InLLMSignal", "View", "spread"]
 
 # attention: softmax rows of the layer before the drop; next_attention: of the layer after it; keys: of the layer before
 # it, rotated; states: hidden states at the drop; embeddings: what entered the first layer; text: the text behind the
 # picture.
-InsideSignal = Literal["attention", "next_attention", "keys", "states", "embeddings", "text"]
+InLLMSignal = Literal["attention", "next_attention", "keys", "states", "embeddings", "text"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class InsideMethod(ABC):
+class InLLMMethod(Chainable, ABC):
     """Base of all methods that prune inside the language model.
 
     Args:
@@ -81,8 +82,8 @@ class InsideMethod(ABC):
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     licence_note: ClassVar[str] = ""
-    needs: ClassVar[frozenset[InsideSignal]] = frozenset()
-    where: ClassVar[str] = "inside the language model"
+    needs: ClassVar[frozenset[InLLMSignal]] = frozenset()
+    where: ClassVar[str] = IN_LLM
 
     keep: int | float | tuple[int | float, ...] = 64
 
@@ -98,7 +99,7 @@ class InsideMethod(ABC):
     def choose(self, view: View, k: int) -> Choice:
         """Exactly k of the N rows of one picture, 1 <= k < N."""
 
-    def signals(self) -> frozenset[InsideSignal]:
+    def signals(self) -> frozenset[InLLMSignal]:
         """What this configuration reads; options may need less than the class declares."""
         return self.needs
 
@@ -152,12 +153,6 @@ class InsideMethod(ABC):
                 f"{least:.1f}: drop earlier or raise the budget."
             )
         return replace(self, keep=fits[-1])
-
-    def __or__(self, other: Any) -> Any:
-        """Chain with another method inside the language model; see `Chain`."""
-        from fsr.methods.chain import join
-
-        return join(self, other)
 
 
 def spread(shares: Sequence[float], depth: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fsr.errors import UsageError
 from fsr.methods.base import register
 from fsr.methods.fastv import fastv_score
-from fsr.methods.in_llm import Choice, InsideMethod, View, spread
+from fsr.methods.in_llm import Choice, InLLMMethod, View, spread
 from fsr.stages.ranking import top_k
 
 __all__ = ["PyramidDrop"]
@@ -31,11 +31,11 @@ __all__ = ["PyramidDrop"]
 
 @register
 @dataclass(frozen=True)
-class PyramidDrop(InsideMethod):
+class PyramidDrop(InLLMMethod):
     """Several drops, each by the last prompt token's attention in the layer to come.
 
     Args:
-        keep: see `InsideMethod`.
+        keep: see `InLLMMethod`.
         at: the decoder layers to drop in front of; None spreads `drops` of them evenly over the depth.
         drops: their number where `at` is None.
     """
@@ -60,6 +60,6 @@ class PyramidDrop(InsideMethod):
         return spread([(i + 1) / (self.drops + 1) for i in range(self.drops)], depth)
 
     def choose(self, view: View, k: int) -> Choice:
-        """See `InsideMethod.choose`."""
+        """See `InLLMMethod.choose`."""
         row = view.next_attention(view.image.new_tensor([view.last]))[0]
         return Choice(top_k(fastv_score(row, view.image), k))

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fsr.errors import FeatureError
 from fsr.methods.base import register
-from fsr.methods.in_llm import Choice, InsideMethod, View, spread
+from fsr.methods.in_llm import Choice, InLLMMethod, View, spread
 from fsr.stages.ranking import top_k
 
 __all__ = ["SparseVLM", "cluster_count", "density_peaks", "raters", "recycled", "relation"]
@@ -91,11 +91,11 @@ def recycled(states: Tensor, cluster: Tensor, c: int) -> Tensor:
 
 @register
 @dataclass(frozen=True)
-class SparseVLM(InsideMethod):
+class SparseVLM(InLLMMethod):
     """Tokens that the relevant words of the prompt attend to; the best of the rest recycled into clusters.
 
     Args:
-        keep: see `InsideMethod`; the authors' lists for 576 tokens are tuples, for example (66, 30, 17) for their "64".
+        keep: see `InLLMMethod`; the authors' lists for 576 tokens are tuples, for example (66, 30, 17) for their "64".
         at: the decoder layers to drop in front of; None takes (3, 7, 16) of 32, scaled to the depth.
         recycle: whether clusters of dropped tokens are part of what stays.
     """
@@ -113,7 +113,7 @@ class SparseVLM(InsideMethod):
         return spread(PLACES, depth) if self.at is None else tuple(self.at)
 
     def choose(self, view: View, k: int) -> Choice:
-        """See `InsideMethod.choose`.
+        """See `InLLMMethod.choose`.
 
         Raises:
             FeatureError: no text stands behind the picture.

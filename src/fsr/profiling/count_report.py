@@ -11,7 +11,7 @@ from fsr.profiling.selection import selection_macs
 from fsr.profiling.shapes import language
 from fsr.profiling.visual import Visual
 
-__all__ = ["counted", "paper_table"]
+__all__ = ["count_report", "paper_table"]
 
 
 def paper_table() -> dict[str, Any]:
@@ -26,7 +26,7 @@ def paper_table() -> dict[str, Any]:
     }
 
 
-def counted(
+def count_report(
     name: str, config: Any, picture: Visual, methods: Sequence[Any], convention: Convention, text: int = 80
 ) -> dict[str, Any]:
     """Unpruned and pruned counts of one prompt with one picture.

@@ -12,7 +12,8 @@ import torch
 
 from fsr.profiling.counts import count
 from fsr.profiling.measure import STAGES, Plan, Result
-from fsr.profiling.workload import Subject
+from fsr.profiling.workload import Workload
+from fsr.version import __version__
 
 __all__ = ["ceilings", "report", "verdict"]
 
@@ -20,9 +21,9 @@ __all__ = ["ceilings", "report", "verdict"]
 WORTH = 1.05
 
 
-def report(subject: Subject, plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
+def report(workload: Workload, plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
     """Everything that `fsr profile` prints about a measurement."""
-    config = subject.model.config
+    config = workload.model.config
     rows, verdicts = [], []
     base: Result | None = None
     for result in results:
@@ -32,22 +33,22 @@ def report(subject: Subject, plan: Plan, results: Sequence[Result]) -> dict[str,
         if base is None or result.skipped:
             verdicts.append(f"{result.method} (keep {result.keep}, batch {result.batch}) was not run: {result.skipped}")
             continue
-        rows.append(_row(subject, base, result))
+        rows.append(_row(workload, base, result))
         if result is not base:
             verdicts.append(verdict(base, result))
     return {
         "kind": "measured",
-        "model": subject.name,
-        "weights": subject.weights,
+        "model": workload.name,
+        "weights": workload.weights,
         "language_layers": config.get_text_config().num_hidden_layers,
-        "device": _device(subject.model.device),
+        "device": _device(workload.model.device),
         "threads": torch.get_num_threads(),
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "dtype": str(workload.model.dtype).removeprefix("torch."),
         "attention": str(config._attn_implementation),
         "versions": _versions(),
         "new_tokens": plan.new_tokens,
         "warmup": plan.warmup,
-        "notes": list(subject.notes),
+        "notes": list(workload.notes),
         "results": rows,
         "verdicts": verdicts,
     }
@@ -101,7 +102,7 @@ def _x(base: Result) -> str:
     return f"{ceilings(base)[1]:.2f}x"
 
 
-def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
+def _row(workload: Workload, base: Result, result: Result) -> dict[str, Any]:
     t = {name: spread.median for name, spread in result.times.items()}
     old = {name: spread.median for name, spread in base.times.items()}
     whole = t["end_to_end"]
@@ -124,7 +125,7 @@ def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
         "peak_above_start_bytes": None if result.peak is None else result.peak.above_start,
         "notes": list(result.notes),
     }
-    flops = _llm_flops(subject, result)
+    flops = _llm_flops(workload, result)
     row["llm_flops_per_prompt"] = flops
     if result is base:
         first, answer = ceilings(base)
@@ -132,7 +133,7 @@ def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
         return row
     names = ("prefill", "language_layers", "time_to_first_token", "end_to_end", "decode_per_token")
     row["times_faster"] = {name: round(old[name] / t[name], 4) for name in names}
-    full = _llm_flops(subject, base)
+    full = _llm_flops(workload, base)
     if flops and full:
         row["llm_flop_ratio"] = round(full / flops, 4)
         row["prefill_ratio_over_flop_ratio"] = round(old["prefill"] / t["prefill"] / (full / flops), 4)
@@ -140,11 +141,11 @@ def _row(subject: Subject, base: Result, result: Result) -> dict[str, Any]:
     return row
 
 
-def _llm_flops(subject: Subject, result: Result) -> int | None:
+def _llm_flops(workload: Workload, result: Result) -> int | None:
     """FLOPs of the language model's prefill for one prompt, or None for a family that cannot be counted."""
-    if subject.picture is None:
+    if workload.picture is None:
         return None
-    return 2 * count(subject.model.config, subject.picture, kept=result.layers, text=result.text).llm_macs
+    return 2 * count(workload.model.config, workload.picture, kept=result.layers, text=result.text).llm_macs
 
 
 def _device(device: torch.device) -> str:
@@ -155,8 +156,6 @@ def _device(device: torch.device) -> str:
 
 def _versions() -> dict[str, str]:
     import transformers
-
-    from fsr import __version__
 
     return {
         "fsr": __version__,

@@ -15,13 +15,13 @@ from fsr.profiling.inputs import synthetic
 from fsr.profiling.random_weights import random_model, random_twin, shorten
 from fsr.profiling.visual import Visual, visual
 
-__all__ = ["Subject", "from_checkpoint", "from_config"]
+__all__ = ["Workload", "from_checkpoint", "from_config"]
 
 QUESTION = "what is the colour of the thing in picture number {} ?"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """A model ready to be measured.
 
     name: for the report. weights: "random" or "checkpoint". inputs: batch size and run number to keyword arguments of
@@ -50,7 +50,7 @@ def from_config(
     size: tuple[int, int] | None = None,
     config: Any = None,
     text_tower: Any = None,
-) -> Subject:
+) -> Workload:
     """A true-size model by name (or a given config) with random weights and synthetic prompts.
 
     layers: build only that many language layers; the report then says so. text_tower: config of the tower that pairs
@@ -82,10 +82,10 @@ def from_config(
 
     checkpoint = CONFIGS[name].checkpoint if name in CONFIGS else type(config).__name__
     notes.append(f"random weights in the shape of {checkpoint}")
-    return Subject(name, model, "random", inputs, relevance, picture, False, tuple(notes))
+    return Workload(name, model, "random", inputs, relevance, picture, False, tuple(notes))
 
 
-def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None) -> Subject:
+def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None) -> Workload:
     """An embedded model, a folder or a hub id, asked about the bundled scene through its own processor."""
     from fsr.asking.answer import chat_inputs
     from fsr.asking.images import bundled_scene
@@ -109,4 +109,4 @@ def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None)
             joined[key] = value.to(model.device, model.dtype if value.is_floating_point() else None)
         return joined, question
 
-    return Subject(name, model, "checkpoint", inputs, "auto", picture, True)
+    return Workload(name, model, "checkpoint", inputs, "auto", picture, True)

@@ -1,4 +1,4 @@
-"""All panels of one picture (raster, tiles, frames) laid out on one sheet, a thousand units wide."""
+"""All panels of one picture (raster, tiles, frames) laid out on one canvas, a thousand units wide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from fsr.drawing.panels import Panel, frame_picture, panels
 from fsr.tokens import Geometry
 
-__all__ = ["WIDTH", "Placed", "Sheet", "Spot", "data_uri", "lay_out", "token_name"]
+__all__ = ["WIDTH", "Canvas", "PlacedPanel", "TokenBox", "data_uri", "lay_out", "token_name"]
 
 WIDTH = 1000.0
 GAP = 16.0
@@ -21,8 +21,8 @@ TITLE = 34.0
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where one token lies on the sheet."""
+class TokenBox:
+    """Where one token lies on the canvas."""
 
     x: float
     y: float
@@ -36,8 +36,8 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """One panel on the sheet: its picture (an index into `Sheet.pictures`), title and rectangle."""
+class PlacedPanel:
+    """One panel on the canvas: its picture (an index into `Canvas.pictures`), title and rectangle."""
 
     picture: int
     title: str
@@ -48,18 +48,18 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """pictures: each once. placed: panels. spots and names: by row number; structural rows are missing."""
+class Canvas:
+    """pictures: each once. placed: panels. boxes and names: by row number; structural rows are missing."""
 
     pictures: tuple[Image.Image, ...]
-    placed: tuple[Placed, ...]
-    spots: dict[int, Spot]
+    placed: tuple[PlacedPanel, ...]
+    boxes: dict[int, TokenBox]
     names: dict[int, str]
     height: float
 
 
-def lay_out(image: Image.Image | Sequence[Image.Image], geometry: Geometry | None) -> Sheet:
-    """Place panels: one fills the sheet; a picture with tiles is a third to the tiles' two; clips form a grid.
+def lay_out(image: Image.Image | Sequence[Image.Image], geometry: Geometry | None) -> Canvas:
+    """Place panels: one fills the canvas; a picture with tiles is a third to the tiles' two; clips form a grid.
 
     Raises:
         UsageError: tokens without geometry, or no picture.
@@ -71,8 +71,8 @@ def lay_out(image: Image.Image | Sequence[Image.Image], geometry: Geometry | Non
     for picture in used:
         if not any(picture is p for p in pictures):
             pictures.append(picture)
-    placed: list[Placed] = []
-    spots: dict[int, Spot] = {}
+    placed: list[PlacedPanel] = []
+    boxes: dict[int, TokenBox] = {}
     names: dict[int, str] = {}
     top, i = 0.0, 0
     columns = _columns(len(views))
@@ -86,19 +86,19 @@ def lay_out(image: Image.Image | Sequence[Image.Image], geometry: Geometry | Non
             w = room * share
             h = w * picture.height / picture.width
             which = next(n for n, p in enumerate(pictures) if p is picture)
-            placed.append(Placed(which, view.title, left, top + title, w, h))
+            placed.append(PlacedPanel(which, view.title, left, top + title, w, h))
             for row, (x0, y0, x1, y1) in zip(view.rows, view.boxes):
-                spots[row] = Spot(left + x0 * w, top + title + y0 * h, (x1 - x0) * w, (y1 - y0) * h)
+                boxes[row] = TokenBox(left + x0 * w, top + title + y0 * h, (x1 - x0) * w, (y1 - y0) * h)
             names |= _names(view)
             left += w + GAP
             bottom = max(bottom, top + title + h)
         top, i = bottom + GAP, i + columns
-    return Sheet(tuple(pictures), tuple(placed), spots, names, max(top - GAP, 1.0))
+    return Canvas(tuple(pictures), tuple(placed), boxes, names, max(top - GAP, 1.0))
 
 
-def token_name(sheet: Sheet, row: int) -> str:
+def token_name(canvas: Canvas, row: int) -> str:
     """ "row 3, column 4" where the token is part of a raster."""
-    return sheet.names.get(row, f"token {row}")
+    return canvas.names.get(row, f"token {row}")
 
 
 def data_uri(picture: Image.Image, longest: int = 960) -> str:

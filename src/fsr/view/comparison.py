@@ -11,16 +11,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fsr.asking.one_picture import Asked, OnePicture
+from fsr.asking.encoded_picture import EncodedPicture, TimedAnswer
 from fsr.errors import UsageError
 from fsr.methods.base import Method
 from fsr.tokens import Selection, Stage
 
-__all__ = ["Case", "Shown", "as_seen", "covered", "gather", "nearest_kept", "notes_of", "shown_of"]
+__all__ = [
+    "Comparison",
+    "MethodRun",
+    "compare_methods",
+    "covered",
+    "cropped_as_seen",
+    "nearest_kept",
+    "notes_of",
+    "run_of",
+]
 
 
 @dataclass(frozen=True)
-class Shown:
+class MethodRun:
     """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). covered: the share of the priority mass that
     is covered after each token of a distinct Focus (None for other methods). nearest, likeness: for each of N tokens
     the kept token that is most like it and their cosine (None where only a selection is known)."""
@@ -42,23 +51,23 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Case:
-    """image: what the model saw, or the frames of a clip. shown: methods in the order asked for, budgets falling."""
+class Comparison:
+    """image: what the model saw, or the frames of a clip. runs: methods in the order asked for, budgets falling."""
 
     question: str
     model: str
     image: Image.Image | Sequence[Image.Image]
-    unpruned: Shown
-    shown: tuple[Shown, ...]
+    unpruned: MethodRun
+    runs: tuple[MethodRun, ...]
     notes: tuple[str, ...] = ()
 
     def score(self, name: str) -> Tensor | None:
         """Saliency or relevance of all N tokens, from whichever method read it."""
-        found = [getattr(s.selection, name) for s in self.shown if getattr(s.selection, name) is not None]
+        found = [getattr(s.selection, name) for s in self.runs if getattr(s.selection, name) is not None]
         return found[0] if found else None
 
 
-def gather(
+def compare_methods(
     model: Any,
     processor: Any,
     image: Image.Image,
@@ -69,7 +78,7 @@ def gather(
     relevance: Any = "auto",
     max_new_tokens: int = 32,
     progress: Callable[[str], None] | None = None,
-) -> list[Case]:
+) -> list[Comparison]:
     """Ask every question with all tokens and with every method; the picture is encoded once.
 
     Args:
@@ -81,30 +90,32 @@ def gather(
     """
     if not questions or not methods:
         raise UsageError("give at least one question and one method.")
-    picture = OnePicture(model, processor, image, methods, relevance=relevance)
+    picture = EncodedPicture(model, processor, image, methods, relevance=relevance)
     tell = progress or (lambda _: None)
     tell("warming up")
     picture.ask(questions[0], methods[0], max_new_tokens=2)
     picture.seen = None  # so that the vision tower is timed warm as well
-    cases = []
+    comparisons = []
     for question in questions:
         tell(f"{question} — all tokens")
         whole = picture.ask(question, max_new_tokens=max_new_tokens)
-        unpruned = Shown("all tokens", whole.text, whole.selection, whole.stages_ms)
-        shown = []
+        unpruned = MethodRun("all tokens", whole.text, whole.selection, whole.stages_ms)
+        runs = []
         for method in methods:
             tell(f"{question} — {method.name}, keep {method.keep}")
-            shown.append(shown_of(method, picture.ask(question, method, max_new_tokens=max_new_tokens)))
-        cases.append(Case(question, name, as_seen(processor, image), unpruned, tuple(shown), notes_of(shown)))
-    return cases
+            runs.append(run_of(method, picture.ask(question, method, max_new_tokens=max_new_tokens)))
+        comparisons.append(
+            Comparison(question, name, cropped_as_seen(processor, image), unpruned, tuple(runs), notes_of(runs))
+        )
+    return comparisons
 
 
-def shown_of(method: Method, asked: Asked) -> Shown:
+def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
     """An answer as a report shows it."""
     selection = asked.selection
     nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
     compared = asked.tokens.encoder if getattr(method, "distance", "") == "encoder" else asked.tokens.features
-    return Shown(
+    return MethodRun(
         method.name,
         asked.text,
         replace(selection, notes=(*selection.notes, *asked.report.notes)),
@@ -117,9 +128,9 @@ def shown_of(method: Method, asked: Asked) -> Shown:
     )
 
 
-def notes_of(shown: Sequence[Shown]) -> tuple[str, ...]:
+def notes_of(runs: Sequence[MethodRun]) -> tuple[str, ...]:
     """What the methods noted, each note once."""
-    return tuple(dict.fromkeys(f"{s.name}: {n}" for s in shown for n in s.selection.notes))
+    return tuple(dict.fromkeys(f"{s.name}: {n}" for s in runs for n in s.selection.notes))
 
 
 def covered(selection: Selection, features: Tensor | None) -> tuple[float, ...] | None:
@@ -148,7 +159,7 @@ def nearest_kept(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return nearest.cpu(), torch.nan_to_num(likeness).cpu()
 
 
-def as_seen(processor: Any, image: Image.Image) -> Image.Image:
+def cropped_as_seen(processor: Any, image: Image.Image) -> Image.Image:
     """The part of the picture that reaches the model: some processors (CLIP's) cut out the middle."""
     inner = getattr(processor, "image_processor", None)
     crop = getattr(inner, "crop_size", None)

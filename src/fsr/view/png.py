@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fsr.drawing.kept_tokens import draw
 from fsr.drawing.palette import HEAT, rgb
 from fsr.drawing.panels import frame_picture, panels, pixel_box
-from fsr.view.comparison import Case
+from fsr.view.comparison import Comparison
 
 __all__ = ["Cell", "compose", "heat_picture", "report_png"]
 
@@ -59,28 +59,28 @@ def compose(rows: Sequence[Sequence[Cell]], width: int, heading: str = "") -> Im
     return page
 
 
-def report_png(case: Case, cell: int = 480) -> Image.Image:
+def report_png(comparison: Comparison, cell: int = 480) -> Image.Image:
     """The picture and its score maps in one row, then a row for each budget with all methods."""
-    shown = case.shown[0].selection
-    first = case.image if isinstance(case.image, Image.Image) else case.image[0]
-    top = [Cell(first, "Picture", f"all {shown.total} tokens: {case.unpruned.text}")]
+    run = comparison.runs[0].selection
+    first = comparison.image if isinstance(comparison.image, Image.Image) else comparison.image[0]
+    top = [Cell(first, "Picture", f"all {run.total} tokens: {comparison.unpruned.text}")]
     for name in ("saliency", "relevance", "priority"):
-        values = shown.priority if name == "priority" else case.score(name)
+        values = run.priority if name == "priority" else comparison.score(name)
         if values is not None:
-            top.append(Cell(heat_picture(case, values.tolist(), cell), name.capitalize(), ""))
+            top.append(Cell(heat_picture(comparison, values.tolist(), cell), name.capitalize(), ""))
     budgets: dict[int, list[Cell]] = {}
-    for s in case.shown:
-        drawn = draw(case.image, s.selection, cell, legend=False)
+    for s in comparison.runs:
+        drawn = draw(comparison.image, s.selection, cell, legend=False)
         budgets.setdefault(s.keep, []).append(Cell(drawn, f"{s.name}, {s.keep} tokens", s.text))
     columns = max(4, len(top))
     rows = [top, *(cells[i : i + columns] for cells in budgets.values() for i in range(0, len(cells), columns))]
-    return compose(rows, cell, f"“{case.question}”")
+    return compose(rows, cell, f"“{comparison.question}”")
 
 
-def heat_picture(case: Case, values: Sequence[float], size: int) -> Image.Image:
+def heat_picture(comparison: Comparison, values: Sequence[float], size: int) -> Image.Image:
     """A score as colours over the first panel (the whole picture, or the first frame)."""
-    view = panels(case.unpruned.selection.geometry)[0]
-    picture = frame_picture(case.image, view.frame, 1 + view.frame).convert("L").convert("RGB")
+    view = panels(comparison.unpruned.selection.geometry)[0]
+    picture = frame_picture(comparison.image, view.frame, 1 + view.frame).convert("L").convert("RGB")
     scale = size / max(picture.size)
     picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     mine = [values[r] for r in view.rows]

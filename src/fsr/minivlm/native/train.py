@@ -38,8 +38,8 @@ class NativeRecipe:
     symbols: int = 2400
     symbols_stop: int = 1600
     fit: int = 300
-    language: int = 3000
-    language_few: int = 1500
+    language: int = 2400
+    language_few: int = 1400
     questions: int = 12
     seed: int = 1
 

@@ -20,16 +20,16 @@ from fsr.methods.base import Method, Picks
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import Prepared, Report, Work
 from fsr.pipeline.pruner import Pruner
-from fsr.signals.relevance import resolve_scorer
+from fsr.pipeline.scorer import resolve_scorer
 from fsr.tokens import Selection, VisualTokens
 
-__all__ = ["Asked", "Everything", "OnePicture"]
+__all__ = ["AllTokens", "EncodedPicture", "TimedAnswer"]
 
 _guard = Lock()
 _locks: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
 
 
-class Everything(Method):
+class AllTokens(Method):
     """Prunes nothing: the same path with all tokens, so that answers and times compare."""
 
     name = "all tokens"
@@ -40,7 +40,7 @@ class Everything(Method):
 
 
 @dataclass(frozen=True)
-class Asked:
+class TimedAnswer:
     """One answer. tokens: what the method was given: features and scores of all N tokens. stages_ms: milliseconds by
     stage; vision_tower and saliency are those of the one run that all answers about this picture share."""
 
@@ -55,7 +55,7 @@ class Asked:
         return self.report.selections[0]
 
 
-class OnePicture:
+class EncodedPicture:
     """A picture that a model is asked about again and again. Threads that share the model wait for each other.
 
     Args:
@@ -80,17 +80,17 @@ class OnePicture:
         with _guard:
             self._lock = _locks.setdefault(model, Lock())
 
-    def ask(self, question: str, method: Method | None = None, *, max_new_tokens: int = 32) -> Asked:
+    def ask(self, question: str, method: Method | None = None, *, max_new_tokens: int = 32) -> TimedAnswer:
         """Greedy answer from what `method` keeps, or from all tokens (None).
 
         Raises:
             UsageError: the prompt does not hold exactly one picture, or `method` reads a signal that none of `methods`
-                reads. Everything that `prune` raises.
+                reads. AllTokens that `prune` raises.
         """
         with self._lock, torch.inference_mode():
-            return self._ask(question, method or Everything(keep=1.0), max_new_tokens)
+            return self._ask(question, method or AllTokens(keep=1.0), max_new_tokens)
 
-    def _ask(self, question: str, method: Method, longest: int) -> Asked:
+    def _ask(self, question: str, method: Method, longest: int) -> TimedAnswer:
         began = perf_counter()
         inputs = {
             k: v.to(self.model.device) if isinstance(v, Tensor) else v
@@ -122,7 +122,7 @@ class OnePicture:
         stages |= {name: report.timings[name] for name in ("text_tower", "selection")}
         stages["prefill"] = 1e3 * (first - ready) - report.timings["total"]
         stages["decode"] = 1e3 * (done - first)
-        return Asked(text, report, recorder.seen[0], {k: round(v, 3) for k, v in stages.items()})
+        return TimedAnswer(text, report, recorder.seen[0], {k: round(v, 3) for k, v in stages.items()})
 
 
 @dataclass(frozen=True)
