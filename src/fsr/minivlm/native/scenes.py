@@ -128,6 +128,9 @@ def draw_native(rng: np.random.Generator, size: tuple[int, int], split: Split = 
     layers = np.stack([*cover, sign_cover])
     owner = np.where(layers.max(0) > 0.14, layers.argmax(0), -1)
     owner = np.where(owner == len(objects), -2, owner).astype(np.int64)
+    for i, share in enumerate(cover):  # a thin thing on the corner of four tokens owns the fullest of them
+        if not (owner == i).any():
+            owner.flat[int(share.argmax())] = i
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     return Scene(pixels, tuple(objects), background, sign, sign_box, owner, letter, CELL)
 
