@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from fsr.adapters import find
-from fsr.asking.answer import chat_inputs
+from fsr.asking.chat import chat_inputs
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
+from fsr.methods.picture_budgets import Keep
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import Prepared, Report, Work
 from fsr.pipeline.pruner import Pruner
@@ -146,9 +147,9 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)
 
-    def __call__(self, images: Sequence[VisualTokens]) -> list[Selection]:
+    def __call__(self, images: Sequence[VisualTokens], keeps: Sequence[Keep] | None = None) -> list[Selection]:
         self.seen = list(images)
-        return self.method(images)
+        return self.method(images, keeps)
 
 
 class _FirstToken:

@@ -14,6 +14,8 @@ from fsr.methods.fsr_paper import PaperFSR
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
 from fsr.methods.in_llm import InLLMMethod
+from fsr.methods.late import Late
+from fsr.methods.picture_budgets import by_age
 from fsr.methods.prumerge import PruMerge
 from fsr.methods.pyramiddrop import PyramidDrop
 from fsr.methods.random import Random
@@ -41,6 +43,7 @@ __all__ = [
     "HiRED",
     "HoloV",
     "InLLMMethod",
+    "Late",
     "Method",
     "PaperFSR",
     "PruMerge",
@@ -55,6 +58,7 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "available",
+    "by_age",
     "get",
     "register",
 ]

@@ -23,6 +23,7 @@ from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.select import QuestionFor, check_question_for, select
 from fsr.pipeline.shorten import (
     FILL,
     Run,
@@ -56,6 +57,7 @@ def prepare(
     processor: Any = None,
     relevance: str | RelevanceScorer = "auto",
     positions: Positions = "auto",
+    question_for: QuestionFor = "all",
     call: Call = "generate",
     use_cache: bool = True,
     encoded: EncodedPrompt | None = None,
@@ -72,6 +74,8 @@ def prepare(
             compares features with word embeddings, or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
+        question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
+            keep then does not depend on later turns of a conversation.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
         encoded: these very pictures as `encode` saw them: the vision tower is not run again, and its scorer is used.
 
@@ -86,19 +90,25 @@ def prepare(
         encoded.check(method.signals())
         if scorer is not None and scorer is not encoded.scorer:
             raise UsageError("these pictures were encoded for another relevance scorer: give that one to encode().")
-    work = Work(adapter, method, scorer, processor, positions)
+    check_question_for(question_for, method)
+    work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything about a pruned model that does not change from call to call."""
+    """Everything about a pruned model that does not change from call to call.
+
+    ordered: a later drop follows the order of choice (see `Late`).
+    """
 
     adapter: Adapter
     method: Method
     scorer: RelevanceScorer | None
     processor: Any
     positions: Positions
+    question_for: QuestionFor = "all"
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.positions not in ("auto", "repack", "original"):
@@ -149,7 +159,7 @@ class Work:
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
-        flat = self.method(units)
+        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered)
         wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):

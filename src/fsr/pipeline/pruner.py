@@ -36,6 +36,7 @@ from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.prepare import Positions, Prepared, Report, Work
 from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.select import QuestionFor, check_question_for
 from fsr.signals.relevance import RelevanceScorer
 
 __all__ = ["Pruner", "prune"]
@@ -51,6 +52,7 @@ def prune(
     processor: Any = None,
     relevance: str | RelevanceScorer = "auto",
     positions: Positions = "auto",
+    question_for: QuestionFor = "all",
 ) -> Pruner:
     """Make a model's own `generate` and `forward` see K visual tokens instead of N.
 
@@ -68,6 +70,7 @@ def prune(
         relevance: "auto" finds the text tower that was trained with the vision tower, "none" works without, or a
             scorer.
         positions: "repack", "original" or "auto" (by family).
+        question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt.
 
     Raises:
         UnsupportedModelError: no adapter for the model, or a Transformers release without `mm_encoder_outputs`.
@@ -87,7 +90,13 @@ def prune(
         )
     adapter = find(model)
     before, scorer = resolve_scorer(adapter, before_llm or KeepAll(), relevance)
-    work = Work(adapter, before, scorer, processor, positions)
+    check_question_for(question_for, before)
+    ordered = any(m.ordered for m in in_llm)
+    if ordered and before_llm is None:
+        raise UsageError(
+            "late follows the order of a method before the language model: write FSR(keep=...) | Late(...)."
+        )
+    work = Work(adapter, before, scorer, processor, positions, question_for, ordered)
     return Pruner(model, work, InLLMHooks(model, list(adapter.placeholder_ids().values()), in_llm) if in_llm else None)
 
 
@@ -175,7 +184,9 @@ class Pruner:
         memo[id(self)] = twin
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
-        twin.work = Work(copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions)
+        twin.work = Work(
+            copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions, w.question_for, w.ordered
+        )
         twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)
