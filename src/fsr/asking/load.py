@@ -74,15 +74,9 @@ def load(
         )
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto", attn_implementation=attention)
-<<<<<<< HEAD
         processor = _processor(model, name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = " ".join(str(error).split())[:300]
-=======
-        processor = AutoProcessor.from_pretrained(name)
     except Exception as error:  # readers of configs, weights and tokenizers raise anything on damaged files
         first = " ".join(str(error).split())[:300] or type(error).__name__
->>>>>>> main
         raise UsageError(f"cannot load model {name!r}: {first}") from error
     return model.eval().to(where), processor
 

@@ -61,13 +61,8 @@ def build(models: OfferedModels, folder: Path) -> tuple[gr.Blocks, Sessions]:
     Args:
         folder: where Gradio keeps uploaded files; pictures from elsewhere are refused.
     """
-<<<<<<< HEAD
-    desks = Desks(shelf)
-    scenes = [bundled_scene(i + 1, shelf.names[0]) for i in range(SCENES)]
-=======
     sessions = Sessions(models)
-    scenes = [bundled_scene(i + 1) for i in range(SCENES)]
->>>>>>> main
+    scenes = [bundled_scene(i + 1, models.names[0]) for i in range(SCENES)]
     uploads = Uploads(folder, scenes)
 
     def respond(
