@@ -5,21 +5,16 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from scene_truth import truth
 
 from fsr.minivlm.questions import KINDS, ask, ask_all
 from fsr.minivlm.scenes import (
-    BACKGROUNDS,
-    CLASSES,
-    COLORS,
-    LETTERS,
-    QUADRANTS,
     SIDE,
     draw,
     held_out_color,
     held_out_quadrant,
 )
 from fsr.minivlm.vocabulary import MAX_QUESTION, WORDS, encode_words, tokenizer
+from scene_truth import truth
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scene_truth import truth
 
 from fsr.evaluation.question_set import KINDS, build
 from fsr.minivlm.native.language import asked_batch
@@ -14,6 +13,7 @@ from fsr.minivlm.native.scenes import CELL, SIZES, TOKEN, draw_native, pick_size
 from fsr.minivlm.native.vision import merge_labels
 from fsr.minivlm.questions import ask_all
 from fsr.minivlm.scenes import held_out_color, held_out_quadrant
+from scene_truth import truth
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,8 @@ _MOST_SCENES = 40  # per question of one kind; far above what is ever needed
 REFERENCE: dict[tuple[str, str, int, int], str] = {
     ("mini", "test", 0, 2000): "a6b76f59e0f3fab4a6eb7c43a97c25fc70aafc616aa8b80977138fad9952aa64",
     ("mini", "validation", 0, 2000): "27b0f5f35502d1c04cd03a940dd7c99c34459493255966db6dc5020a18d1b774",
+    ("native", "test", 0, 2000): "3ca3a039ed9d85f6589f07fcd70b5d303e4405cb9d6bd9c161fab60602ee8f80",
+    ("native", "validation", 0, 2000): "0c3f85b547e73ab694f8895ca7e30da4912bcb4768a24831cd975fbef7af3e12",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLProcessor
 
-from fsr.errors import UsageError
+from fsr.errors import PictureError, UsageError
 from fsr.minivlm.native.build import CHAT_TEMPLATE, MERGE, PATCH, qwen3_tokenizer
 from fsr.minivlm.train_vision import MEAN, STD
 
@@ -36,14 +36,13 @@ class StillsProcessor(Qwen3VLProcessor):  # type: ignore[misc]
         """See `Qwen3VLProcessor`.
 
         Raises:
-            UsageError: a video, or a picture whose size the model does not know.
+            UsageError: a video. PictureError: a picture whose size the model does not know.
         """
         if videos is not None:
             raise UsageError("mini-qwen3 was trained on still pictures: give a picture, not a video.")
-        made = super().__call__(images=images, text=text, **kwargs)
         for picture in _pictures(images):
             _check(*picture.size)
-        return made
+        return super().__call__(images=images, text=text, **kwargs)
 
 
 def _pictures(images: Any) -> list[Any]:
@@ -57,7 +56,7 @@ def _check(width: int, height: int) -> None:
     low, high = SIDES
     tokens = round(width / 16) * round(height / 16)
     if not (low <= min(width, height) and max(width, height) <= high and tokens <= MOST_TOKENS):
-        raise UsageError(
+        raise PictureError(
             f"the picture has {width} x {height} pixels: mini-qwen3 knows pictures of {low} to {high} pixels per side "
             f"and at most {MOST_TOKENS * _AREA:,} pixels in all; resize or crop it."
         )

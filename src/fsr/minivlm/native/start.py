@@ -88,12 +88,13 @@ def transplant_language(mini: LlavaForConditionalGeneration, model: Qwen3VLForCo
 
 
 @torch.no_grad()
-def fitted_symbols(mini: LlavaForConditionalGeneration, scenes: int = 400) -> Symbols:
+def fitted_symbols(mini: LlavaForConditionalGeneration, scenes: int) -> Symbols:
     """Label embeddings whose sums come nearest to `mini`'s projected patches."""
-    symbols = Symbols(mini.config.text_config.hidden_size)
+    d = mini.model.language_model.embed_tokens.embedding_dim
+    symbols = Symbols(d)
     sizes = {k: n + 1 for k, n in ReadOuts.sizes.items()}
     width = sum(sizes.values())
-    gram, cross = torch.zeros(width, width), torch.zeros(width, mini.config.text_config.hidden_size)
+    gram, cross = torch.zeros(width, width), torch.zeros(width, d)
     for start in range(0, scenes, 8):
         drawn = [draw(np.random.default_rng([4, start + i]), "train") for i in range(8)]
         features = tower_features(mini, normalise_pixels(np.stack([s.image for s in drawn])))

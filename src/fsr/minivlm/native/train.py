@@ -30,11 +30,12 @@ __all__ = ["NativeRecipe", "load_parts", "train_stage"]
 @dataclass(frozen=True)
 class NativeRecipe:
     """Steps of each stage; `*_few`: how many of them at batch 8 with 48 (vision) or 64 visual tokens of each scene, the
-    others at batch 4 with all. symbols_stop: the stage ends there on its schedule of `symbols` steps: 98 % of the
+    others at batch 4 with all. fitted: scenes from which label embeddings are regressed. symbols_stop: the stage ends there on its schedule of `symbols` steps: 98 % of the
     questions were right by then."""
 
     vision: int = 3300
     vision_few: int = 2800
+    fitted: int = 400
     symbols: int = 2400
     symbols_stop: int = 1600
     fit: int = 300
@@ -49,8 +50,13 @@ class NativeRecipe:
         return replace(self, **{n: max(1, round(getattr(self, n) * scale)) for n in steps})
 
 
-def load_parts(folder: Path, recipe: NativeRecipe) -> tuple[Qwen3VLForConditionalGeneration, Symbols]:
-    """The model and the symbols: `mini`'s weights, and over them those of every stage in `folder` that exists."""
+def load_parts(
+    folder: Path, recipe: NativeRecipe, first: bool = False
+) -> tuple[Qwen3VLForConditionalGeneration, Symbols]:
+    """The model and the symbols: `mini`'s weights, and over them those of every stage in `folder` that exists.
+
+    first: regress the symbols from `mini` (some seconds), for the stage that starts from them.
+    """
     from fsr.asking.load import load
 
     torch.manual_seed(recipe.seed)
@@ -58,13 +64,11 @@ def load_parts(folder: Path, recipe: NativeRecipe) -> tuple[Qwen3VLForConditiona
     mini = load("mini", "cpu")[0]
     transplant_vision(mini, model)
     transplant_language(mini, model)
-    symbols = Symbols(WIDTH)
+    symbols = fitted_symbols(mini, recipe.fitted) if first else Symbols(WIDTH)
     if (folder / "symbols.pt").exists():
         state = _modules(folder / "symbols.pt")
         model.model.language_model.load_state_dict(_part(state, "lm"))
         symbols.load_state_dict(_part(state, "symbols"))
-    else:
-        symbols = fitted_symbols(mini)
     if (folder / "vision.pt").exists():
         model.model.visual.load_state_dict(_part(_modules(folder / "vision.pt"), "visual"))
     for stage in ("fit", "language"):
@@ -94,7 +98,7 @@ def _mergers(model: Qwen3VLForConditionalGeneration) -> nn.ModuleDict:
 def train_stage(stage: str, folder: Path, recipe: NativeRecipe, device: torch.device, workers: int = 1) -> None:
     """Run one stage to its end, resuming from `folder/<stage>.pt` if it was interrupted."""
     r = recipe
-    model, symbols = load_parts(folder, r)
+    model, symbols = load_parts(folder, r, first=stage == "symbols" and not (folder / "symbols.pt").exists())
     visual = model.model.visual
     if stage == "vision":
         heads = NativeReadOuts(WIDTH)
