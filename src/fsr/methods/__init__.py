@@ -11,6 +11,7 @@ from fsr.methods.fastervlm import FasterVLM
 from fsr.methods.fastv import FastV
 from fsr.methods.fsr import FSR
 from fsr.methods.fsr_paper import PaperFSR
+from fsr.methods.hawk import HAWK
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
 from fsr.methods.in_llm import InLLMMethod
@@ -31,6 +32,7 @@ from fsr.methods.vscan import VScan
 
 __all__ = [
     "FSR",
+    "HAWK",
     "TRIM",
     "AveragePool",
     "CDPruner",

@@ -55,6 +55,8 @@ class Method(Chainable, ABC):
     licence_note: ClassVar[str] = ""
     needs: ClassVar[frozenset[Signal]] = frozenset()
     where: ClassVar[str] = BEFORE_LLM
+    # Where the paper takes relevance from, if that is part of the method: what relevance="auto" means for it.
+    own_relevance: ClassVar[str | None] = None
 
     keep: Keep | Sequence[Keep] | KeepFor = 64
     per: Scope = "image"

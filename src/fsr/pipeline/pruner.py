@@ -10,6 +10,7 @@ import copy
 import inspect
 import types
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.prepare import Positions, Prepared, Report, Work
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for
-from fsr.signals.relevance import RelevanceScorer
+from fsr.signals.relevance import RelevanceScorer, reads_features
 
 __all__ = ["Pruner", "prune"]
 
@@ -50,7 +51,7 @@ def prune(
     method: Method | InLLMMethod | Chain,
     *,
     processor: Any = None,
-    relevance: str | RelevanceScorer = "auto",
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
     positions: Positions = "auto",
     question_for: QuestionFor = "all",
 ) -> Pruner:
@@ -67,8 +68,7 @@ def prune(
         method: what to keep, for example `FSR(keep=64)`, `FastV(layer=2, keep=64)` (inside the language model), or
             both: `FSR(keep=128) | FastV(layer=16, keep=32)`.
         processor: needed only to read the question out of the prompt.
-        relevance: "auto" finds the text tower that was trained with the vision tower, "none" works without, or a
-            scorer.
+        relevance: as for `prepare`.
         positions: "repack", "original" or "auto" (by family).
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt.
 
@@ -178,14 +178,15 @@ class Pruner:
             self._earlier = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A copied model gets a pruner of its own; method, processor and text tower are shared (they hold no state of
-        the model)."""
+        """A copied model gets a pruner of its own. Method, processor and text tower are shared (they hold no state of
+        the model); scorers of features read the model's weights and are copied with it."""
         twin = Pruner.__new__(Pruner)
         memo[id(self)] = twin
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
+        scorer = copy.deepcopy(w.scorer, memo) if reads_features(w.scorer) else w.scorer
         twin.work = Work(
-            copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions, w.question_for, w.ordered
+            copy.deepcopy(w.adapter, memo), w.method, scorer, w.processor, w.positions, w.question_for, w.ordered
         )
         twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
