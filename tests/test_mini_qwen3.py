@@ -114,7 +114,7 @@ def test_a_picture_of_an_unknown_size_is_refused_in_one_line(mini_qwen3, width, 
 
 
 def test_videos_and_missing_weights_are_refused(mini_qwen3, monkeypatch, tmp_path):
-    model, processor = mini_qwen3
+    _, processor = mini_qwen3
     with pytest.raises(UsageError, match="still pictures"):
         processor(text=["<bos>"], videos=[np.zeros((2, 3, 96, 96))])
     monkeypatch.setattr("fsr.asking.load.files", lambda _: tmp_path)

@@ -34,6 +34,12 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
         "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
     )
     parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
+    parser.add_argument(
+        "--relevance",
+        choices=("auto", "none", "first-layer", "embedding"),
+        default="auto",
+        help="where the question's relevance comes from, see prune()",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"
@@ -111,7 +117,7 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     model, processor = load(args.model, args.device)
     questions = build(args.split, args.seed, args.questions, world_of(model.config))
     resume = Path(args.resume_dir).expanduser() if args.resume_dir else None
-    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty())
+    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty(), relevance=args.relevance)
 
 
 def report(args: argparse.Namespace, result: dict[str, Any], files: Files, tables: dict[str, list[list[str]]]) -> int:

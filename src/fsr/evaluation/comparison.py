@@ -55,6 +55,7 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
+        "relevance": runner.relevance,
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
         "results": rows,

@@ -29,9 +29,12 @@ __all__ = ["NativeRecipe", "load_parts", "train_stage"]
 
 @dataclass(frozen=True)
 class NativeRecipe:
-    """Steps of each stage; `*_few`: how many of them at batch 8 with 48 (vision) or 64 visual tokens of each scene, the
-    others at batch 4 with all. fitted: scenes from which label embeddings are regressed. symbols_stop: the stage ends there on its schedule of `symbols` steps: 98 % of the
-    questions were right by then."""
+    """Steps of each stage.
+
+    `*_few`: how many of them at batch 8 with 48 (vision) or 64 visual tokens of each scene, the others at batch 4 with
+    all. fitted: scenes from which label embeddings are regressed. symbols_stop: the stage ends there on its schedule of
+    `symbols` steps: 98 % of the questions were right by then.
+    """
 
     vision: int = 3300
     vision_few: int = 2800
