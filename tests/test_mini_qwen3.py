@@ -4,7 +4,11 @@ DeepStack levels follow the kept tokens, which answers about colours show."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ from fsr.minivlm.native.scenes import draw_native
 from fsr.minivlm.native.vision import levels_of, patches_of, tower
 
 FOLDER = files("fsr.minivlm") / "data" / "mini-qwen3"
+WHEEL = Path(sys.prefix) / "torchvision-only"
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +158,27 @@ def test_the_architecture_in_code_is_the_shipped_one(mini_qwen3):
     shipped = mini_qwen3[0].state_dict()
     fresh = build_qwen3().state_dict()
     assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in shipped.items()}
+
+
+@pytest.mark.skipif(not (WHEEL / "torchvision").is_dir(), reason="the stock processor needs torchvision")
+def test_the_stock_processor_reads_the_same_folder():
+    """What engines load: Transformers' own class, with torchvision; in a process of its own, see
+    tests/test_families_ask_torchvision.py."""
+    program = (
+        "import sys, torchvision_schemas, torch, transformers\n"
+        "from fsr.asking.chat import chat_inputs\n"
+        "from fsr.asking.images import bundled_scene\n"
+        "from fsr.minivlm.native.processor import StillsProcessor\n"
+        "stock = transformers.AutoProcessor.from_pretrained(sys.argv[1])\n"
+        "assert type(stock) is transformers.Qwen3VLProcessor, type(stock)\n"
+        "own, picture = StillsProcessor.from_pretrained(sys.argv[1]), bundled_scene(3, 'mini-qwen3')\n"
+        "a, b = (chat_inputs(p, picture, 'what color is the dog?') for p in (stock, own))\n"
+        "assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)\n"
+    )
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(WHEEL), str(here / "shims"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(FOLDER)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]

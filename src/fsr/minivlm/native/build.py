@@ -24,7 +24,7 @@ WIDTH = 192
 PATCH = 8
 MERGE = 2
 DEEPSTACK = (1, 2)  # blocks whose output reaches the language model by its first layers
-IMAGE = "<image>"
+IMAGE = "<|image_pad|>"
 SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
 _BOS, _EOS = WORDS.index("<bos>"), WORDS.index("<eos>")
 
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'user' %}"
     "<bos>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><image><|vision_end|> "
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> "
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
     "{% endif %}"
     "{% else %} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -48,7 +48,7 @@ def special_id(word: str) -> int:
 
 def qwen3_tokenizer() -> PreTrainedTokenizerFast:
     """`mini`'s words, and the marks that Qwen3-VL puts around a picture."""
-    words = tokenizer()
+    words = tokenizer(IMAGE)
     words.add_tokens([AddedToken(w, special=True, normalized=False) for w in SPECIAL], special_tokens=True)
     words.chat_template = CHAT_TEMPLATE
     words.model_max_length = 1024
@@ -92,7 +92,7 @@ def build_qwen3() -> Qwen3VLForConditionalGeneration:
     config = Qwen3VLConfig(
         vision_config=vision,
         text_config=language,
-        image_token_id=WORDS.index(IMAGE),
+        image_token_id=WORDS.index("<image>"),
         video_token_id=special_id("<|video_pad|>"),
         vision_start_token_id=special_id("<|vision_start|>"),
         vision_end_token_id=special_id("<|vision_end|>"),
