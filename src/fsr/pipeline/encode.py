@@ -24,7 +24,7 @@ from fsr.methods.base import Method
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
-__all__ = ["EncodedPrompt", "encode", "run_tower"]
+__all__ = ["EncodedPrompt", "encode", "joined", "run_tower"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,27 @@ def encode(
     if not parts:
         raise UsageError("these inputs hold no pictures: pass the processor's output with its pixels.")
     return EncodedPrompt(tuple(parts), signals, of_tower or of_features)
+
+
+def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
+    """Pictures that were encoded apart (each as `take` returns them) as those of one prompt, in this order."""
+    first = prompts[0]
+    parts = [p for prompt in prompts for p in prompt.parts]
+    deep = [getattr(p.output, "deepstack_features", None) for p in parts]
+    layers = [] if deep[0] is None else [[x for layers in deep for x in layers[i]] for i in range(len(deep[0]))]
+    output = type(parts[0].output)(
+        pooler_output=parts[0].output.pooler_output, **({"deepstack_features": layers} if layers else {})
+    )
+    patches = [p.patches for p in parts]
+    runs = [p.placeholders for p in parts]
+    part = replace(
+        parts[0],
+        units=[u for p in parts for u in p.units],
+        patches=None if any(p is None for p in patches) else [x for p in patches for x in p or ()],
+        placeholders=None if any(r is None for r in runs) else tuple(n for r in runs for n in r or ()),
+        output=output,
+    )
+    return replace(first, parts=(part,))
 
 
 def run_tower(
