@@ -1,4 +1,4 @@
-"""The second model's recipe runs from mini's weights to a folder that loads, and its warm start carries meaning over."""
+"""The second recipe runs from mini's weights to a folder that loads, and its warm start carries meaning over."""
 
 import json
 from dataclasses import replace
