@@ -90,7 +90,7 @@ def test_exactly_k_at_every_size(mini_qwen3, size):
         s = result.selection
         assert s.total == 4 * size[0] * size[1]
         assert s.kept == len(set(s.rows.tolist())) == (keep if isinstance(keep, int) else round(keep * s.total))
-        assert result.report.positions == "original" and result.report.length_after == s.kept + 9
+        assert result.report.positions == "original" and result.report.length_after == s.kept + 8
 
 
 def test_command_line(capsys, tmp_path):
