@@ -20,6 +20,7 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import RelevanceError, UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
+from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.scorer import resolve_scorer
@@ -169,9 +170,12 @@ class Work:
         for name in ("vision_tower", "saliency"):
             timings[name] = sum(e.timings.get(name, 0.0) for e in encoded)
         timings["rest"] = timings["total"] - sum(v for k, v in timings.items() if k != "total")
+        crops = [center_crop(self.processor, e.modality) for e in encoded]
         report = Report(
             # A report outlives the call: it must not hold the graph of a training step.
-            selections=tuple(replace(s, features=s.features.detach()) for s in (chosen[m][i] for _, m, i in order)),
+            selections=tuple(
+                placed(replace(chosen[m][i], features=chosen[m][i].features.detach()), crops[m]) for _, m, i in order
+            ),
             rows=tuple(runs[m][i].row for _, m, i in order),
             input_ids=kwargs["input_ids"],
             length_before=ids.shape[1],
