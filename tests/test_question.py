@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from fsr import QuestionError
+from fsr import FSR, ClipTwin, QuestionError, prepare
 from fsr.signals.question import cut_question, extract_questions, questions_of
 from fsr.signals.turn_frame import TurnFrame, turn_frame
 
@@ -306,7 +306,7 @@ def test_frame_leaves_a_default_system_turn_out():
     )
     frame = turn_frame(tokenizer)
     assert (frame.before, frame.after) == (CHATML.before, CHATML.after)
-    assert frame.end.strip() == "<|im_end|>" and frame.tool_head == "<|im_start|>tool" and not frame.tool_lead
+    assert frame.end.strip() == "<|im_end|>" and not frame.tool_lead and frame.tool_head.endswith("<|im_start|>tool")
 
 
 def test_without_template_all_text_is_taken(processor):
@@ -346,3 +346,14 @@ def test_a_question_that_is_no_text(question, batch):
 def test_any_row_of_texts(given, batch):
     found, _ = questions_of(None, batch["input_ids"][:2], batch["attention_mask"][:2], [0, 1], given, {4})
     assert found == ["a ?", "b ?"]
+
+
+def test_a_note_says_when_the_text_tower_cut_the_question(llava, processor, single):
+    twin = ClipTwin.from_clip(tiny.clip(tower=llava.model.vision_tower), tiny.word_tokenizer(ends=True), sign=1)
+    room = twin.text.config.max_position_embeddings - 2
+    for words, pieces in ((room, 1), (room + 1, 2), (5 * room, 5)):
+        question = " ".join(["photograph"] * words)
+        assert twin.pieces(question) == pieces
+        report = prepare(llava, FSR(keep=4), single, question, processor=processor, relevance=twin).report
+        said = [n for n in report.notes if "pieces" in n]
+        assert bool(said) == (pieces > 1) and all(f"{pieces} pieces" in n for n in said)

@@ -38,7 +38,7 @@ from fsr.pipeline.shorten import (
     rows_with,
     shrink,
 )
-from fsr.signals.question import questions_of
+from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
@@ -144,6 +144,7 @@ class Work:
             questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
             if plain:
                 notes.append("no chat template matched the prompt: its whole text was taken as the question")
+            notes += cut_in_pieces(self.scorer, questions)
             text_ms = 1e3 * (perf_counter() - before)
         if seen is None:
             with self._texts_beside(questions):

@@ -15,7 +15,7 @@ from torch import Tensor
 from fsr.errors import QuestionError
 from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 
-__all__ = ["cut_question", "extract_questions", "questions_of"]
+__all__ = ["cut_in_pieces", "cut_question", "extract_questions", "questions_of"]
 
 PICTURE = "\ufffc"  # stands for a run of placeholders
 # What processors write next to a run: Qwen3-VL, InternVL, SmolVLM and Idefics (tiles), SmolVLM (clips), Gemma 3.
@@ -112,6 +112,19 @@ def cut_question(text: str, frame: TurnFrame) -> str | None:
         if not lead or not cut.replace(PICTURE, "").lstrip().startswith(lead):
             return cut
     return cut
+
+
+def cut_in_pieces(scorer: Any, questions: Iterable[str | None]) -> list[str]:
+    """A note if the scorer's text tower reads one of the questions in several pieces, whose average counts."""
+    count = getattr(scorer, "pieces", None)
+    # A token has a character at least: most questions need no tokenizer to be known as short.
+    long = {q for q in questions if q and len(q.encode()) > 60} if count is not None else set()
+    most = max(map(count, long), default=1) if count is not None else 1
+    if most <= 1:
+        return []
+    return [
+        f"the text tower read the question in {most} pieces and averaged them: give a shorter question=... to the call"
+    ]
 
 
 def _heads(text: str, frame: TurnFrame) -> list[int] | None:
