@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -103,7 +103,7 @@ class EncodedPicture:
         adapter = find(self.model)
         method, scorer = self.seen.resolve(adapter, method, self.relevance)
         recorder: Any = _Recorder(method)
-        pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", self.seen))
+        pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", seen=self.seen))
         clock = _FirstToken()
         with pruner:
             out = self.model.generate(
@@ -128,7 +128,7 @@ class EncodedPicture:
 class _SeenWork(Work):
     """Pruning of prompts whose pictures were encoded before."""
 
-    seen: EncodedPrompt
+    seen: EncodedPrompt = field(kw_only=True)
 
     def run(self, *args: Any, **kwargs: Any) -> Prepared:
         """See `Work.run`."""
