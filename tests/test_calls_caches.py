@@ -50,6 +50,7 @@ def test_an_emptied_cache_forgets():
     """A static cache that is reset and filled with text alone must not bring old positions or placeholders back."""
     name = "qwen2.5-vl"
     model = copy.deepcopy(families.model_of(name))
+    model.model.rope_deltas = None
     picture, words = families.prompts(name, [(1, 0)]), families.prompts(name, [(0, 0)])
     token = torch.tensor([[33]])
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)

@@ -13,8 +13,8 @@ from torch import nn
 import families
 import tiny
 from fsr import FSR, FeatureError, UnsupportedModelError, UsageError, prepare, prune
-from fsr.methods import FastV
 from fsr.pipeline.encode import encode
+from test_calls_rows import NAMES, fast
 
 METHOD = FSR(keep=3, relevance="none")
 GREEDY = dict(max_new_tokens=2, do_sample=False)
@@ -30,7 +30,7 @@ def text_of(inputs):
     return {n: inputs[n] for n in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids") if n in inputs}
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_features_and_embeddings_given_beforehand(name):
     model, inputs = families.model_of(name), families.prompts(name, [(1, 0)])
@@ -38,7 +38,7 @@ def test_features_and_embeddings_given_beforehand(name):
     features = {"image": encoded(model, inputs)}
     rest = {n: v for n, v in text.items() if n != "input_ids"}
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    methods = [METHOD] + ([] if name in ("gemma3", "qwen3-vl") else [FastV(layer=1, keep=2)])
+    methods = [METHOD] + ([fast(name)] if fast(name) else [])
     for method in methods:
         with prune(model, method) as pruned:
             for call in (lambda **k: model.generate(**k, **GREEDY), lambda **k: model(**k)):
@@ -54,12 +54,13 @@ def test_features_and_embeddings_given_beforehand(name):
             prepare(model, METHOD, wrong)
 
 
-@pytest.mark.parametrize("name", [n for n, f in families.FAMILIES.items() if f.clip])
+@pytest.mark.parametrize("name", [n for n in NAMES if families.FAMILIES[n].clip])
 @torch.no_grad()
 def test_pixels_of_one_kind_and_features_of_another(name):
     """They were thrown away, and the clip's placeholders stayed raw."""
     model, inputs = families.model_of(name), families.prompts(name, [(1, 1)])
-    clip = {n: inputs.pop(n) for n in ("pixel_values_videos", "video_grid_thw") if n in inputs}
+    names = ("pixel_values_videos", "video_grid_thw", "num_frames_per_video", "video_position_ids")
+    clip = {n: inputs.pop(n) for n in names if n in inputs}
     features = model.model.get_video_features(**clip, return_dict=True)
     with prune(model, FSR(keep=1.0, relevance="none")):
         with pytest.raises(UsageError, match="pixels"):
@@ -82,7 +83,7 @@ def test_what_prepare_made_passes(name):
         model(**prepare(model, METHOD, inputs, call="forward"))
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_the_inner_model_is_no_way_around(name):
     """`model.model(...)` ran whole pictures."""

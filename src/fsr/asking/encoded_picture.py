@@ -127,7 +127,7 @@ class EncodedPicture:
         return TimedAnswer(text, report, recorder.seen[0], {k: round(v, 3) for k, v in stages.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _SeenWork(Work):
     """Pruning of prompts whose pictures were encoded before."""
 

@@ -26,7 +26,7 @@ from fsr.pipeline.generate import (
 )
 from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.inputs import ids_and_mask, refuse_unpruned
-from fsr.pipeline.kv_cache import cache_of, mark, positions_go_on, rope_deltas
+from fsr.pipeline.kv_cache import cache_of, mark, positions_go_on, remember_positions, rope_deltas
 from fsr.pipeline.open_call import OpenCall, named, running
 from fsr.pipeline.prepare import Work
 from fsr.pipeline.report import Prepared, Report
@@ -101,9 +101,7 @@ class PrunedCalls:
         return (), prepared.inputs
 
     def _open(self, prepared: Prepared, single: bool = False) -> OpenCall:
-        deltas = rope_deltas(self.adapter, prepared)
-        if deltas is not None:
-            self.adapter.base.rope_deltas = deltas
+        deltas = remember_positions(self.adapter, prepared)
         return OpenCall(self, prepared.report, single, finished=self.in_llm is None, deltas=deltas)
 
     @torch.compiler.disable

@@ -23,7 +23,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, encode, joined
 from fsr.pipeline.generate import with_prompt
-from fsr.pipeline.kv_cache import cache_in, cache_of, rope_deltas
+from fsr.pipeline.kv_cache import cache_in, cache_of, remember_positions
 from fsr.pipeline.prepare import Positions, Prepared, prepare
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.report import Report
@@ -186,9 +186,7 @@ class Conversation:
                 part = seen.take(behind).parts[0]
                 arguments["mm_encoder_outputs"] = {part.modality: self._handed(part, ready, behind)}
         self._turn = None  # an error in between leaves no cache that fits no prompt
-        deltas = rope_deltas(self.adapter, ready)
-        if deltas is not None:
-            self.adapter.base.rope_deltas = deltas
+        remember_positions(self.adapter, ready)
         output = self.model.generate(**arguments, **settings, return_dict_in_generate=True)
         positions = ready.get("position_ids")
         self._turn = _Turn(

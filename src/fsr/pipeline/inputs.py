@@ -85,7 +85,7 @@ def ids_and_mask(adapter: Adapter, inputs: Mapping[str, Any], call: str) -> tupl
     if mask is None:
         if call == "forward":
             return ids, torch.ones_like(ids)
-        setting = settings(adapter.model, inputs)
+        setting = settings(adapter.model, dict(inputs))
         eos = setting("eos_token_id")
         ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
         pad = setting("pad_token_id")

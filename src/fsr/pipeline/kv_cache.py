@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter
 
-__all__ = ["cache_in", "cache_of", "is_empty", "mark", "placeholders", "positions_go_on", "rope_deltas"]
+__all__ = [
+    "cache_in",
+    "cache_of",
+    "is_empty",
+    "mark",
+    "placeholders",
+    "positions_go_on",
+    "remember_positions",
+    "rope_deltas",
+]
 
 NAMES = ("cache", "past_key_values")
 # A cache that a shortened prompt filled: the number of placeholders per row of that prompt, and (multi-dimensional
@@ -65,6 +74,14 @@ def positions_go_on(adapter: Adapter, kwargs: Mapping[str, Any]) -> None:
             adapter.base.rope_deltas = None
     elif kwargs.get("position_ids") is None and (deltas := getattr(cache, DELTAS)) is not None:
         adapter.base.rope_deltas = deltas
+
+
+def remember_positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Tell a model with multi-dimensional RoPE how its steps behind this prompt go on; returns `rope_deltas`."""
+    deltas = rope_deltas(adapter, inputs)
+    if deltas is not None:
+        adapter.base.rope_deltas = deltas
+    return deltas
 
 
 def rope_deltas(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor | None:

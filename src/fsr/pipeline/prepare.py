@@ -21,6 +21,7 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
+from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
 from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
@@ -30,7 +31,7 @@ from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for, select
 from fsr.pipeline.shorten import FILL, Run, gather, mask_one_column, placeholder_units, rows_with, shrink
-from fsr.signals.question import questions_of
+from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
@@ -149,6 +150,7 @@ class Work:
             questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
             if plain:
                 notes.append("no chat template matched the prompt: its whole text was taken as the question")
+            notes += cut_in_pieces(self.scorer, questions)
             text_ms = 1e3 * (perf_counter() - before)
         if seen is None:
             with self._texts_beside(questions):
@@ -183,9 +185,12 @@ class Work:
         for name in ("vision_tower", "saliency"):
             timings[name] = sum(e.timings.get(name, 0.0) for e in encoded)
         timings["rest"] = timings["total"] - sum(v for k, v in timings.items() if k != "total")
+        crops = [center_crop(self.processor, e.modality) for e in encoded]
         report = Report(
             # A report outlives the call: it must not hold the graph of a training step.
-            selections=tuple(replace(s, features=s.features.detach()) for s in (chosen[m][i] for _, m, i in order)),
+            selections=tuple(
+                placed(replace(chosen[m][i], features=chosen[m][i].features.detach()), crops[m]) for _, m, i in order
+            ),
             rows=tuple(runs[m][i].row for _, m, i in order),
             input_ids=kwargs["input_ids"],
             attention_mask=gather(mask, source, 0),

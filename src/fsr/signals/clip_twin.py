@@ -147,6 +147,10 @@ class ClipTwin:
         tower."""
         return resemblance(self.head, tower, {n.removeprefix(SAMPLE): v for n, v in self.samples.items()})
 
+    def pieces(self, question: str) -> int:
+        """Chunks that a question of this length is cut into."""
+        return len(self._chunks(question))
+
     def _chunks(self, question: str) -> list[list[int]]:
         whole = self.tokenizer(question).input_ids
         longest = self.text.config.max_position_embeddings

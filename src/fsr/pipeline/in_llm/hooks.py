@@ -17,7 +17,7 @@ from fsr.errors import FeatureError, UnsupportedModelError, UsageError
 from fsr.methods.in_llm import InLLMMethod
 from fsr.pipeline.in_llm.call import Call
 from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, prompt_part, remember
-from fsr.pipeline.in_llm.support import check_attention, check_compiled, check_kv_sharing
+from fsr.pipeline.in_llm.support import check_attention, check_compiled, check_layers
 from fsr.pipeline.in_llm.views import LayerInputs
 from fsr.pipeline.kv_cache import cache_in, is_empty
 from fsr.pipeline.positions import packed_prompts
@@ -63,19 +63,10 @@ class InLLMHooks:
                     )
                 self.steps[layer] = (method, i)
         self.first = min(self.steps)
-        self._check_model()
-        self._handles: list[Any] = []
-
-    def _check_model(self) -> None:
-        deep = len(getattr(getattr(self.model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
-        if self.first < deep:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} adds visual features by column behind its first {deep} decoder layers: "
-                f"drop in front of layer {deep} or later."
-            )
-        check_kv_sharing(self.decoder, self.layers)
+        check_layers(self.model, self.decoder, self.first)
         check_compiled(self.model, self.decoder)
         check_attention(self.decoder, self.layers, {i: method.signals() for i, (method, _) in self.steps.items()})
+        self._handles: list[Any] = []
 
     def attach(self) -> None:
         """Put the hooks on."""

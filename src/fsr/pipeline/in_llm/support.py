@@ -12,9 +12,26 @@ from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import projections
 from fsr.signals.language import rotated
 
-__all__ = ["check_attention", "check_compiled", "check_kv_sharing"]
+__all__ = ["check_attention", "check_compiled", "check_layers"]
 
 INSTEAD = "prune before the language model of this family."
+
+
+def check_layers(model: Any, decoder: Any, first: int) -> None:
+    """Raise `UnsupportedModelError` if something counts on all columns behind the first drop, in front of layer
+    `first`."""
+    vision = getattr(model.config, "vision_config", None)
+    deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    if first < deep:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} adds visual features by column behind its first {deep} decoder layers: drop in "
+            f"front of layer {deep} or later."
+        )
+    if any(getattr(layer.self_attn, "is_kv_shared_layer", False) for layer in decoder.layers):
+        raise UnsupportedModelError(
+            f"the last layers of {type(decoder).__name__} read keys and values of earlier ones, which hold more tokens "
+            "after a drop: prune before the language model."
+        )
 
 
 def check_compiled(model: nn.Module, decoder: nn.Module) -> None:
@@ -60,12 +77,3 @@ def _readable(decoder: Any, attention: Any) -> None:
         rotated(attention, torch.zeros(1, 1, 1, width), (turns, turns))
     except (RuntimeError, TypeError) as error:
         raise UnsupportedModelError(f"{name} turns a part of its queries and keys only: {INSTEAD}") from error
-
-
-def check_kv_sharing(decoder: Any, layers: Any) -> None:
-    """Raise `UnsupportedModelError` where late layers read the keys and values of earlier ones."""
-    if any(getattr(m.self_attn, "is_kv_shared_layer", False) for m in layers):
-        raise UnsupportedModelError(
-            f"the last layers of {type(decoder).__name__} read keys and values of earlier ones, which hold more tokens "
-            "after a drop: prune before the language model."
-        )
