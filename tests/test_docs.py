@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from importlib.resources import files
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -184,3 +184,19 @@ def test_site_is_built_and_loads_nothing_from_the_network(tmp_path):
         )
         assert not [u for u in loads if re.match(r"(?:https?:)?//", u)], name
     assert "Make a model's own" in built["api/verb.html"]  # docstrings arrived
+
+
+def test_readme_holds_the_numbers_of_the_results():
+    """`python benchmarks/readme.py` would change nothing; the table stays short."""
+    spec = spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    result = json.loads((ROOT / "results" / "compare.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, inner in (
+        ("table", script.accuracy_table(result)),
+        ("verdict", script.verdict(result)),
+        ("peers", str(len(script.peers()))),
+    ):
+        assert script.between(text, name, inner) == text, f"{name}: run `python benchmarks/readme.py`"
+    assert len(script.ROWS) + 1 <= 9 and len(text.splitlines()) < 90
