@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fsr.asking.options import build_method, keep_values, method_names
+from fsr.cli.arguments import add_relevance_argument
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import Method, available
 
@@ -24,12 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", type=int, choices=(1, 2), help="the paper's Figure 1 or 2 instead of the report")
     parser.add_argument("--out", metavar="FILE.html", help="where to write the page (default: report.html)")
     parser.add_argument("--png", metavar="FILE.png", help="write a picture as well")
-    parser.add_argument(
-        "--relevance",
-        choices=("auto", "none", "embedding"),
-        default="auto",
-        help="none: work without the question's text tower; embedding: with the model's own word embeddings",
-    )
+    add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
