@@ -11,11 +11,14 @@ line:
 
 | file | idea |
 |---|---|
-| `settings` | what the engine and a single request ask for |
+| `settings`, `arguments` | what the engine and a single request ask for, and in which words |
+| `gateway` | a door in front of the server that takes only these words from clients |
 | `processing` | the front end: K placeholders announced, the question found, both in the cache key |
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
-| `taps` | queries and keys of vLLM's vision attention |
-| `llava`, `llava_next`, `qwen2_5_vl` | one model class each |
+| `memory` | a picture that is encoded again keeps its choice |
+| `mrope` | kept tokens keep their three-dimensional positions |
+| `taps`, `metrics` | queries and keys of vLLM's vision attention; what was kept, and how long it took |
+| `llava`, `llava_next`, `llava_onevision`, `internvl`, `gemma3`, `qwen2_vl`, `qwen3_vl` | the model classes |
 """
 
 from __future__ import annotations
@@ -33,10 +36,18 @@ __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": "fsr.serving.vllm.llava:FSRLlavaForConditionalGeneration",
     "LlavaNextForConditionalGeneration": "fsr.serving.vllm.llava_next:FSRLlavaNextForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_5_vl:FSRQwen2_5_VLForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration": (
+        "fsr.serving.vllm.llava_onevision:FSRLlavaOnevisionForConditionalGeneration"
+    ),
+    "InternVLForConditionalGeneration": "fsr.serving.vllm.internvl:FSRInternVLForConditionalGeneration",
+    "Gemma3ForConditionalGeneration": "fsr.serving.vllm.gemma3:FSRGemma3ForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration": "fsr.serving.vllm.qwen2_vl:FSRQwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_vl:FSRQwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLMoeForConditionalGeneration",
 }
 # The hooks into vLLM's processors and models are semi-private and change between its minor releases.
-SUPPORTED = (0, 32)
+SUPPORTED = ((0, 32), (0, 33))
 
 
 def register() -> None:
@@ -44,16 +55,23 @@ def register() -> None:
     import vllm
 
     found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
-    if found != SUPPORTED:
+    if found not in SUPPORTED:
         # An error here would stop engines that never asked for pruning.
         logging.getLogger("vllm.fsr").warning(
-            "fsr supports vLLM %s.%s.x and this is %s: its architectures are not registered.",
-            *SUPPORTED,
+            "fsr knows vLLM %s and this is %s: its architectures are not registered, no picture will be pruned. "
+            "Install one of these releases (pip install 'vllm>=%s,<%s'), or an fsr-vlm that knows this one.",
+            " and ".join(_dotted(s) for s in SUPPORTED),
             vllm.__version__,
+            _dotted(SUPPORTED[0]),
+            _dotted((SUPPORTED[-1][0], SUPPORTED[-1][1] + 1)),
         )
         return
     for place in ARCHITECTURES.values():
         vllm.ModelRegistry.register_model(place.partition(":")[2], place)
+
+
+def _dotted(release: tuple[int, int]) -> str:
+    return ".".join(map(str, release))
 
 
 def overrides(method: Method, architecture: str, relevance: str = "auto") -> dict[str, Any]:

@@ -14,13 +14,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptUpdate
 
 from fsr.adapters.base import Adapter
-from fsr.errors import QuestionError
-from fsr.serving.vllm.settings import KEEP, QUESTION, EngineSettings, Request, others
+from fsr.errors import QuestionError, UsageError
+from fsr.serving.vllm.arguments import KEEP, QUESTION, others, refuse_near_misses
+from fsr.serving.vllm.settings import EngineSettings, Request
 from fsr.signals.question import extract_questions
 
 __all__ = ["REQUEST", "PrunedProcessing"]
@@ -39,6 +41,11 @@ class PrunedProcessing:
     def __init__(self, info: Any, dummy_inputs: Any) -> None:
         super().__init__(info, dummy_inputs)  # type: ignore[call-arg]
         self.settings = EngineSettings.of(info.ctx.model_config.hf_config, self.adapter_class.paired_text_tower)
+
+        if given := info.ctx.get_mm_config().mm_processor_kwargs:
+            refuse_near_misses(given)
+            if set(given) != set(others(given)):
+                raise UsageError('the engine\'s own budget stands in hf_overrides ("fsr"), not in mm_processor_kwargs.')
 
     def structural(self, mm_items: Any, index: int) -> int:
         """How many tokens of a picture are no patches; families with newlines override this."""
@@ -67,8 +74,9 @@ class PrunedProcessing:
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         made = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=others(hf_kwargs))  # type: ignore[misc]
         if (count := mm_items.get_count("image", strict=False)) and not _is_embedded(mm_items):
-            request = Request(hf_kwargs.get(KEEP, 0), hf_kwargs.get(QUESTION))
-            made[REQUEST] = [request.to_tensor()] * count
+            keep, question = hf_kwargs.get(KEEP, 0), hf_kwargs.get(QUESTION)
+            names = self._names(mm_items, hf_kwargs) if keep else [""] * count
+            made[REQUEST] = [Request(keep, question, name).to_tensor() for name in names]
         return made
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Any:
@@ -85,14 +93,28 @@ class PrunedProcessing:
         if _is_embedded(mm_items):  # pruned before they came here: as many placeholders as there are vectors
             return updates
 
-        def shorter(stock: Callable[[int], list[int]]) -> Callable[[int], list[int]]:
-            def placeholders(index: int) -> list[int]:
+        def shorter(stock: Callable[[int], Any]) -> Callable[[int], Any]:
+            def placeholders(index: int) -> Any:
                 every = stock(index)
-                return every[: self.settings.count(keep, len(every), self.structural(mm_items, index))]
+                tokens, marks = (every, None) if isinstance(every, list) else (list(every.full), every.is_embed)
+                embedded = [True] * len(tokens) if marks is None else marks(self.info.get_tokenizer(), tokens).tolist()
+                total = sum(embedded)
+                left = self.settings.count(keep, total, self.structural(mm_items, index))
+                dropped = {i for i, here in enumerate(embedded) if here} - set(_first(embedded, left))
+                fewer = [token for i, token in enumerate(tokens) if i not in dropped]
+                return fewer if isinstance(every, list) else replace(every, full=fewer)
 
             return placeholders
 
         return [replace(u, replacement=shorter(u.replacement)) if u.modality == "image" else u for u in updates]
+
+    def _names(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> list[str]:
+        """A digest of each picture and of the arguments that it is processed with."""
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return [
+            MultiModalHasher.hash_kwargs(algorithm, image=item, arguments=others(hf_kwargs))
+            for item in mm_items["image"].get_all_items_for_hash()
+        ]
 
     def _question_in(self, prompt: Sequence[int]) -> str:
         config = self.info.get_hf_config()
@@ -107,3 +129,8 @@ class PrunedProcessing:
 
 def _is_embedded(mm_items: Any) -> bool:
     return isinstance(mm_items.get("image"), (EmbeddingItems, DictEmbeddingItems))
+
+
+def _first(marks: Sequence[bool], count: int) -> list[int]:
+    """Places of the first `count` true marks."""
+    return [i for i, here in enumerate(marks) if here][:count]

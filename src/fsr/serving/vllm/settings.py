@@ -2,7 +2,7 @@
 
 The engine: `hf_overrides={"fsr": {"method": "fsr", "keep": 64, "relevance": "auto", "options": {"alpha": 2}}}`.
 A request: `mm_processor_kwargs={"fsr_keep": 32, "fsr_question": "..."}`; `fsr_keep` 0 leaves its pictures whole. (The
-server takes these only with `--trust-request-mm-kwargs`.)
+server takes these only with `--trust-request-mm-kwargs`.) The words of `arguments` do in both places.
 
 Placeholders are laid out in the front end, before any picture is encoded, so K is a pure function of sizes here, known
 on both sides: `EngineSettings.count`.
@@ -18,36 +18,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.errors import BudgetError, QuestionError, UsageError
-from fsr.methods.base import Method, check_keep, get
+from fsr.errors import QuestionError, UsageError
+from fsr.methods.base import Method, get
+from fsr.serving.vllm.arguments import KEEP, METHOD, QUESTION, RATE, budget_of, named_method, refuse_near_misses
 
-__all__ = ["KEEP", "QUESTION", "EngineSettings", "Request", "others"]
+__all__ = ["EngineSettings", "Request"]
 
-KEEP, QUESTION = "fsr_keep", "fsr_question"
 # The engine checks the length of prompts, but not of this.
 LONGEST = 4096
-_KNOWN = frozenset({"method", "keep", "relevance", "options"})
+_KNOWN = ("method", "keep", "relevance", "options", RATE, METHOD)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one request asks for, for all of its pictures.
+    """What a request asks for one of its pictures.
 
     keep: budget per picture (see `Method.keep`), 0 for unpruned. question: None where nothing reads it.
+    picture: a digest of the picture and of what the processor made of it; "" for the engine's trial runs.
     """
 
     keep: int | float
     question: str | None = None
+    picture: str = ""
 
     def to_tensor(self) -> Tensor:
         """uint8 [n]: how it travels from the front end to the model, beside the pixels."""
-        return torch.frombuffer(bytearray(json.dumps([self.keep, self.question]).encode()), dtype=torch.uint8)
+        return torch.frombuffer(
+            bytearray(json.dumps([self.keep, self.question, self.picture]).encode()), dtype=torch.uint8
+        )
 
     @staticmethod
     def from_tensor(data: Tensor) -> Request:
         """The inverse of `to_tensor`."""
-        keep, question = json.loads(bytes(data.cpu().tolist()))
-        return Request(keep, question)
+        return Request(*json.loads(bytes(data.cpu().tolist())))
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,17 @@ class EngineSettings:
                 "the engine does not know how many tokens to keep: give "
                 """--hf-overrides '{"architectures": [...], "fsr": {"keep": 64}}'."""
             )
-        if unknown := sorted(set(given) - _KNOWN):
+        if unknown := sorted(set(given) - set(_KNOWN)):
             raise UsageError(
-                f"fsr: unknown settings {', '.join(unknown)}: use {', '.join(sorted(_KNOWN))} "
+                f"fsr: unknown settings {', '.join(unknown)}: use {', '.join(_KNOWN)} "
                 "(options of the method go into 'options')."
             )
-        keep, options = given.get("keep", 64), dict(given.get("options") or {})
+        keep, options = budget_of(given, "keep", 64), dict(given.get("options") or {})
+        name = named_method(given, "method", "fsr")
         # With a default of 0 (off) the method still serves requests that set a budget.
-        method = get(str(given.get("method", "fsr")), keep=keep if keep != 0 else 1.0, **options)
+        method = get(name, keep=keep if keep != 0 else 1.0, **options)
         if not isinstance(method, Method):
-            raise UsageError(f"{given['method']} prunes inside the language model: vLLM can only prune before it.")
+            raise UsageError(f"{name} prunes inside the language model: vLLM can only prune before it.")
         if method.per != "image":
             raise UsageError(f"per={method.per!r} depends on the picture's tiles: inside vLLM give keep per picture.")
         relevance = str(given.get("relevance", "auto"))
@@ -111,18 +115,15 @@ class EngineSettings:
         """The budget that a request's `mm_processor_kwargs` ask for.
 
         Raises:
-            BudgetError: out of range. UsageError: an argument that begins with fsr_ and means nothing.
+            BudgetError: out of range, or two that contradict each other.
+            UsageError: an argument that is nearly one of ours, or another method than the engine's.
         """
-        if unknown := sorted(a for a in arguments if a.startswith("fsr") and a not in (KEEP, QUESTION)):
-            raise UsageError(f"mm_processor_kwargs: unknown {', '.join(unknown)}: use {KEEP} and {QUESTION}.")
-        keep: Any = arguments.get(KEEP, self.keep)
-        if keep == 0 and not isinstance(keep, bool):
-            return 0
-        try:
-            check_keep(keep)
-        except BudgetError as error:
-            raise BudgetError(f"{KEEP}: {error} 0 leaves the pictures whole.") from error
-        return keep
+        refuse_near_misses(arguments)
+        if (name := named_method(arguments, METHOD, self.method.name)) != self.method.name:
+            raise UsageError(
+                f"{METHOD}={name}: this engine prunes by {self.method.name}; the method is set at its start."
+            )
+        return budget_of(arguments, KEEP, self.keep)
 
     def question_of(self, arguments: Mapping[str, object]) -> str | None:
         """The question that a request gives explicitly, or None.
@@ -145,8 +146,3 @@ class EngineSettings:
             return total
         k = replace(self.method, keep=keep).budget(total)
         return total if k >= total else min(k, total - structural)
-
-
-def others(arguments: Mapping[str, object]) -> dict[str, object]:
-    """`mm_processor_kwargs` without ours: what the model's own processor may see."""
-    return {name: value for name, value in arguments.items() if not name.startswith("fsr")}
