@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest test-engines docs clean
+.PHONY: demo test test-oldest test-engines gpu docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +35,8 @@ $(OLDEST)/.there: $(VENV)/.test
 
 test-oldest: $(OLDEST)/.there
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_llava_*.py tests/test_families_*.py \
-	  tests/test_pruner_lifecycle.py tests/test_prompt.py tests/test_encoding.py tests/test_relevance.py \
-	  tests/test_siglip_relevance.py tests/test_inside*.py tests/test_cli.py
+	  tests/test_pruner_lifecycle.py tests/test_pipeline_shorten.py tests/test_pipeline_encode.py tests/test_relevance.py \
+	  tests/test_siglip_relevance.py tests/test_in_llm*.py tests/test_cli.py
 
 # Real vLLM, lmms-eval and Ray, in an environment of their own (they pin an older Transformers): about five minutes to
 # install, 3 GB. Where its packages cannot be had, the tests say that they were skipped, and why.
@@ -47,6 +47,11 @@ $(ENGINES)/.there: pyproject.toml constraints.txt tests/engines/requirements.txt
 
 test-engines: $(ENGINES)/.there
 	$(ENGINES)/bin/python -m pytest -q tests/engines
+
+# Everything that only a GPU can show, in at most nine minutes: JSON files and runs/gpu/page.md. On a machine without a
+# network run `benchmarks/gpu/run` itself (benchmarks/gpu/README.md says what it needs); `ARGS=--pretend` rehearses it.
+gpu: $(VENV)/.test
+	benchmarks/gpu/run $(ARGS)
 
 # The site, in site/. Pages open from the folder; searching them needs a server (python -m http.server -d site).
 docs: $(VENV)/.test

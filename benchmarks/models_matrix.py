@@ -69,7 +69,7 @@ class Collector:
     """Features of passed tests, and whether all passed."""
 
     def __init__(self) -> None:
-        self.shown: dict[str, list[str]] = {}
+        self.runs: dict[str, list[str]] = {}
         self.columns: list[str] = []
         self.failed: list[str] = []
 
@@ -81,16 +81,16 @@ class Collector:
         for kind, value in report.user_properties:
             if kind == "feature":
                 family, what = value
-                self.shown.setdefault(family, []).append(what)
+                self.runs.setdefault(family, []).append(what)
                 if what not in self.columns:
                     self.columns.append(what)
 
 
 def table(found: Collector) -> str:
-    families = sorted(found.shown)
+    families = sorted(found.runs)
     lines = ["| shown by tests | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for what in found.columns:
-        marks = ("yes" if what in found.shown[family] else "-" for family in families)
+        marks = ("yes" if what in found.runs[family] else "-" for family in families)
         lines.append(f"| {what} | " + " | ".join(marks) + " |")
     return "\n".join(lines) + "\n"
 
@@ -101,7 +101,7 @@ def main() -> int:
     args = parser.parse_args()
     found = Collector()
     code = pytest.main(["-q", "-p", "no:cacheprovider", *map(str, TESTS)], plugins=[found])
-    if code or found.failed or not found.shown:
+    if code or found.failed or not found.runs:
         print(f"no table: {len(found.failed)} tests failed (exit {int(code)})", file=sys.stderr)
         return 1
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}

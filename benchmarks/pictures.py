@@ -8,7 +8,7 @@ from fsr import FSR
 from fsr.asking.answer import answer
 from fsr.asking.images import bundled_scene
 from fsr.asking.load import load
-from fsr.view import draw
+from fsr.drawing import draw
 
 QUESTIONS = ["what color is the umbrella?", "what does the sign say?", "what is in the background?"]
 

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from fsr.asking.load import pick_device
 from fsr.methods import FSR
 from fsr.profiling.measure import Plan, measure
-from fsr.profiling.report import report
-from fsr.profiling.subject import from_config
+from fsr.profiling.measure_report import report
+from fsr.profiling.workload import from_config
 
 BAR = 0.9
 

@@ -50,11 +50,13 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, help="a tower of fewer layers, to try the script")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     config = named("llava-1.5-7b").vision_config
     config._attn_implementation = "sdpa"
+    config.num_hidden_layers = args.layers or config.num_hidden_layers
     with torch.device(device), no_init_weights():
         tower = CLIPVisionModel(config)
     fill(tower)

@@ -3,8 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/selection.py [--json out.json]
 
 CPU (one thread): Scan by the library against a plain torch loop that recomputes distances at every step, and against
-a plain greedy DPP loop; a batch of 32 images against one. On CUDA (where present) also the whole of FSR, replayed from
-a CUDA graph, CDPruner's plain loop and a prefill, for the bars of the H200. No GPU has run that part yet.
+a plain greedy DPP loop; a batch of 32 images against one. What a GPU must show is in `benchmarks/gpu`.
 """
 
 import argparse
@@ -19,8 +18,6 @@ import torch
 
 from fsr.kernels import directions, dpp_tokens, farthest_tokens
 from fsr.methods import FSR
-from fsr.profiling.configs import named
-from fsr.profiling.random_weights import random_model, shorten
 from fsr.tokens import VisualTokens
 
 SIZES = [(576, 1024, 64), (2880, 1024, 320)]
@@ -138,56 +135,12 @@ def main() -> None:
     ]
     one, batch = (clock(lambda images=images: method(images), device, args.repeats) for images in (many[:1], many))
     out["fsr"] = {"one_image_ms": round(one, 3), "batch_of_32_ms": round(batch, 3), "batch/one": round(batch / one, 2)}
-    if device.type == "cuda":
-        out["h200_bars"] = cuda_bars(device, args.repeats)
     for row in out["sizes"]:
         print("  ".join(f"{a} {b}" for a, b in row.items()))
     print(out["fsr"])
-    if "h200_bars" in out:
-        print(out["h200_bars"])
     if args.json:
         with open(args.json, "w") as f:
             json.dump(out, f, indent=1)
-
-
-def cuda_bars(device: torch.device, repeats: int) -> dict:
-    """The bars of the H200 (bf16, D = 4096; focus, scan and refine), replayed from a CUDA graph and called from Python:
-
-    576 tokens, K = 64: at most 0.25 ms, a tenth of a plain DPP loop. Five tiles, K = 128 each: at most 0.5 ms. 32
-    images: less than 4 times one. 960 tokens of LLaVA-NeXT-7B: at most 2 % of what its language model takes for them.
-    """
-    x = torch.randn(32, 576, 4096, device=device, dtype=torch.bfloat16)
-    score = torch.rand(32, 576, device=device)
-    out: dict = {}
-    for name, images, k in (
-        ("one", 1, 64),
-        ("five_tiles", 5, 128),
-        ("five_tiles_960", 5, 192),
-        ("batch_of_32", 32, 64),
-    ):
-        tokens = VisualTokens(x[:images], score[:images], score[:images].flip(1))
-        pick = partial(FSR(keep=k).pick, tokens, k)
-        pick()  # compiles the kernels, before anything is captured
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            pick()
-        graph_ms, called_ms = clock_all([graph.replay, pick], device, repeats)
-        out |= {f"{name}_graph_ms": graph_ms, f"{name}_called_ms": called_ms}
-    out["plain_dpp_ms"] = clock(partial(plain_dpp, x[0], score[0], 64), device, repeats)
-    out["prefill_960_ms"] = prefill(device, repeats)
-    out["plain_dpp/one"] = out["plain_dpp_ms"] / out["one_graph_ms"]
-    out["batch/one"] = out["batch_of_32_graph_ms"] / out["one_graph_ms"]
-    out["five_tiles_960/prefill"] = out["five_tiles_960_graph_ms"] / out["prefill_960_ms"]
-    return out
-
-
-def prefill(device: torch.device, repeats: int, layers: int = 32) -> float:
-    """Milliseconds of the language model of LLaVA-NeXT-7B (random weights) on 960 visual and 80 text tokens."""
-    model = random_model(shorten(named("llava-next-7b"), layers), device)
-    x = torch.randn(1, 960 + 80, model.config.text_config.hidden_size, device=device, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        return clock(partial(model.model.language_model, inputs_embeds=x), device, repeats)
 
 
 if __name__ == "__main__":

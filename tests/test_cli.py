@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fsr.asking.images import bundled_scene
+from fsr.asking.options import keep_value
 from fsr.cli import COMMANDS, main
-from fsr.cli.options import keep_value
 from fsr.errors import BudgetError
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 import tiny
 from fsr import ClipTwin
 from fsr.cli import main
-from fsr.demo.desk import Desk, Desks
-from fsr.demo.shelf import Shelf, method_names
+from fsr.demo.models import OfferedModels, method_names
+from fsr.demo.sessions import Session, Sessions
 from fsr.demo.uploads import Uploads
 from fsr.errors import FSRError, QuestionError, UsageError
 from fsr.methods.relevance import Relevance
@@ -41,25 +41,25 @@ def folder(llava, processor, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shelf(folder):
-    return Shelf([folder], "cpu")
+def models(folder):
+    return OfferedModels([folder], "cpu")
 
 
-def test_second_question_and_other_budgets_encode_once(shelf, folder):
-    desk = Desk(shelf)
+def test_second_question_and_other_budgets_encode_once(models, folder):
+    session = Session(models)
     image = tiny.picture(1)
-    first = desk.ask(image, QUESTION, folder, ["fsr"], 9, silent)
-    desk.ask(image, "is there a dog ?", folder, ["fsr"], 9, silent)
-    both = desk.ask(image, QUESTION, folder, ["fsr", Saliency.name], 4, silent)
-    assert desk.encoded == 1
-    assert [s.name for s in both.shown] == ["fsr", Saliency.name] and {s.keep for s in both.shown} == {4}
-    assert first.unpruned.text == both.unpruned.text and first.shown[0].keep == 9
-    desk.ask(tiny.picture(2), QUESTION, folder, ["fsr"], 9, silent)
-    assert desk.encoded == 2
+    first = session.ask(image, QUESTION, folder, ["fsr"], 9, silent)
+    session.ask(image, "is there a dog ?", folder, ["fsr"], 9, silent)
+    both = session.ask(image, QUESTION, folder, ["fsr", Saliency.name], 4, silent)
+    assert session.encoded == 1
+    assert [s.name for s in both.runs] == ["fsr", Saliency.name] and {s.keep for s in both.runs} == {4}
+    assert first.unpruned.text == both.unpruned.text and first.runs[0].keep == 9
+    session.ask(tiny.picture(2), QUESTION, folder, ["fsr"], 9, silent)
+    assert session.encoded == 2
 
 
-def test_wrong_requests_are_told_in_words(shelf, folder):
-    desk, image = Desk(shelf), tiny.picture(1)
+def test_wrong_requests_are_told_in_words(models, folder):
+    session, image = Session(models), tiny.picture(1)
     for question, model, methods, error, words in [
         ("  ", folder, ["fsr"], QuestionError, "empty"),
         ("why " * 300, folder, ["fsr"], QuestionError, "at most"),
@@ -67,28 +67,28 @@ def test_wrong_requests_are_told_in_words(shelf, folder):
         (QUESTION, folder, ["nosuch"], UsageError, "choose one of"),
     ]:
         with pytest.raises(error, match=words):
-            desk.ask(image, question, model, methods, 9, silent)
+            session.ask(image, question, model, methods, 9, silent)
     with pytest.raises(FSRError):
-        desk.ask(image, QUESTION, folder, ["fsr"], 0, silent)
+        session.ask(image, QUESTION, folder, ["fsr"], 0, silent)
 
 
 def test_without_text_tower_the_page_says_so(llava, processor):
-    shelf = Shelf(["bare"], loader=lambda name, device: (llava, processor))
-    offered = shelf.take("bare")
+    models = OfferedModels(["bare"], loader=lambda name, device: (llava, processor))
+    offered = models.take("bare")
     assert offered.relevance == "none" and "without relevance" in offered.note
     assert "fsr" in offered.methods and Relevance.name not in offered.methods
-    case = Desk(shelf).ask(tiny.picture(1), QUESTION, "bare", ["fsr"], 9, silent)
-    assert case.score("relevance") is None and any("without relevance" in n for n in case.notes)
+    comparison = Session(models).ask(tiny.picture(1), QUESTION, "bare", ["fsr"], 9, silent)
+    assert comparison.score("relevance") is None and any("without relevance" in n for n in comparison.notes)
 
 
-def test_desks_are_per_visitor_and_limited(shelf):
-    desks = Desks(shelf, most=2)
-    a, b = desks.of("a"), desks.of("b")
-    assert a is desks.of("a") and a is not b
-    desks.of("c")
-    assert len(desks) == 2 and desks.of("b") is not b  # b was unused for longest
-    desks.clear("c")
-    assert len(desks) == 1
+def test_desks_are_per_visitor_and_limited(models):
+    sessions = Sessions(models, most=2)
+    a, b = sessions.of("a"), sessions.of("b")
+    assert a is sessions.of("a") and a is not b
+    sessions.of("c")
+    assert len(sessions) == 2 and sessions.of("b") is not b  # b was unused for longest
+    sessions.clear("c")
+    assert len(sessions) == 1
 
 
 def test_uploads_are_checked_held_and_deleted(tmp_path):
@@ -148,8 +148,8 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def served(shelf):
-    """(address, upload folder, desks) of a running demo."""
+def served(models):
+    """(address, upload folder, sessions) of a running demo."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
@@ -157,9 +157,9 @@ def served(shelf):
         from fsr.cli.demo import launch
         from fsr.demo.page import build
 
-        page, desks = build(shelf, Path(uploads))
+        page, sessions = build(models, Path(uploads))
         launch(page, "127.0.0.1", None, wait=False)
-        yield page.local_url, Path(uploads), desks
+        yield page.local_url, Path(uploads), sessions
         page.close()
     os.environ.pop("GRADIO_TEMP_DIR")
 
@@ -248,7 +248,7 @@ def test_ask_slide_and_compare(browser, served):
     assert inside(driver, "return document.querySelectorAll('.sides figure').length") == 2
     outside = "return performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.includes('127.0.0.1'))"
     assert driver.execute_script(outside) == []
-    assert [d.encoded for d in served[2]._desks.values()][-1] == 1
+    assert [d.encoded for d in served[2]._sessions.values()][-1] == 1
 
 
 def test_bad_input_gives_a_message_and_no_stack_trace(browser, served, tmp_path):

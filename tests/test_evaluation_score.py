@@ -91,7 +91,7 @@ def test_a_model_that_knows_nothing_is_no_crash(questions):
     json.dumps(s, allow_nan=False)
 
 
-def test_tables(questions):
+def test_paper_tables(questions):
     full = answers(questions, lambda i, kind: kind == "count")
     scorer = Scorer(questions, full)
     fsr = answers(questions, lambda i, kind: i % 10 == 0)

@@ -210,7 +210,7 @@ def configs() -> dict[str, tuple[Any, Any, tuple[int, int] | None]]:
     }
 
 
-def counted(model: Any, call: Any) -> dict[str, int]:
+def count_report(model: Any, call: Any) -> dict[str, int]:
     """FLOPs that torch saw, per part; the rotary table is a matrix product in some releases and no part of ours."""
     mode = FlopCounterMode(display=False, depth=20)
     with torch.no_grad(), mode:
@@ -229,7 +229,7 @@ def test_counts_equal_what_torch_counts(name: str) -> None:
     picture = visual(config, size)
     inputs = synthetic(config, picture, size=size, text=9)
     for rows, head in ((1, "last"), (0, "all")):
-        seen = counted(model, lambda rows=rows: model(**inputs, logits_to_keep=rows, use_cache=True))
+        seen = count_report(model, lambda rows=rows: model(**inputs, logits_to_keep=rows, use_cache=True))
         ours = count(config, picture, text=9, convention=Convention(lm_head=head))
         assert 2 * ours.macs["lm_head"] == seen["lm_head"]
         assert 2 * ours.total_macs == seen["total"]
@@ -250,7 +250,7 @@ def test_counts_of_a_clip_equal_what_torch_counts(name: str) -> None:
     else:
         call = lambda: model.model.get_video_features(torch.randn(1, 4, 3, 16, 16))
     out: list[Any] = []
-    seen = counted(model, lambda: out.append(call()))
+    seen = count_report(model, lambda: out.append(call()))
     ours = count(config, clip_)
     assert 2 * (ours.macs["vision_tower"] + ours.macs["projector"]) == seen["total"]
     assert sum(len(e) for e in out[0].pooler_output) == clip_.tokens

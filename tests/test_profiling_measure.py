@@ -16,17 +16,17 @@ from fsr.errors import UsageError
 from fsr.methods import FSR, FastV
 from fsr.profiling.counts import kv_bytes
 from fsr.profiling.measure import STAGES, Plan, Result, Spread, measure
+from fsr.profiling.measure_report import ceilings, report, verdict
 from fsr.profiling.memory import PeakMemory
 from fsr.profiling.random_weights import random_model, shorten
-from fsr.profiling.report import ceilings, report, verdict
 from fsr.profiling.shapes import language
-from fsr.profiling.subject import Subject, from_config
 from fsr.profiling.tables import text
+from fsr.profiling.workload import Workload, from_config
 from test_profiling_counts import configs
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def workload() -> Workload:
     _, config, _ = configs()["llava"]
     words = CLIPTextConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=16
@@ -39,8 +39,8 @@ PLAN = Plan((FSR(keep=3), FastV(layer=1, keep=4)), batches=(1, 2), new_tokens=3,
 
 
 @pytest.fixture(scope="module")
-def results(subject: Subject) -> list[Result]:
-    return measure(subject, PLAN)
+def results(workload: Workload) -> list[Result]:
+    return measure(workload, PLAN)
 
 
 def test_every_variant_is_measured_at_every_batch_size(results: list[Result]) -> None:
@@ -56,8 +56,8 @@ def test_every_variant_is_measured_at_every_batch_size(results: list[Result]) ->
         assert 0 < r.times["language_layers"].median < r.times["prefill"].median
 
 
-def test_stages_of_a_single_round_add_up_to_the_whole(subject: Subject) -> None:
-    for r in measure(subject, replace(PLAN, batches=(1,), rounds=1)):
+def test_stages_of_a_single_round_add_up_to_the_whole(workload: Workload) -> None:
+    for r in measure(workload, replace(PLAN, batches=(1,), rounds=1)):
         total = sum(r.times[stage].median for stage in STAGES)
         assert total == pytest.approx(r.times["end_to_end"].median, rel=1e-6)
         assert all(r.times[stage].median >= 0 for stage in STAGES)
@@ -70,17 +70,17 @@ def test_only_methods_that_choose_pay_for_choosing(results: list[Result]) -> Non
         assert fsr.times[stage].median > 0
 
 
-def test_tokens_and_cache_are_those_of_the_real_cache(subject: Subject, results: list[Result]) -> None:
-    llm = language(subject.model.config)
+def test_tokens_and_cache_are_those_of_the_real_cache(workload: Workload, results: list[Result]) -> None:
+    llm = language(workload.model.config)
     for r, left in zip(results, [(16, 16), (3, 3), (16, 4)] * 2):
         assert (r.layers, r.visual_before, r.text) == (left, 16, 10)
         assert r.kv_bytes == r.batch * kv_bytes(llm, [n + 10 for n in left], 4)
         assert r.kv_visual_bytes == r.batch * kv_bytes(llm, left, 4)
 
 
-def test_the_text_tower_is_not_measured_from_its_own_cache(subject: Subject) -> None:
+def test_the_text_tower_is_not_measured_from_its_own_cache(workload: Workload) -> None:
     asked: list[str] = []
-    watched = replace(subject, relevance=_Watch(subject.relevance, asked))
+    watched = replace(workload, relevance=_Watch(workload.relevance, asked))
     measure(watched, Plan((FSR(keep=3), FSR(keep=5)), batches=(1, 2), new_tokens=2, rounds=2))
     fresh = list(dict.fromkeys(asked))
     assert len(fresh) == 2 * 2 * 3 and len(asked) == len(fresh) + 2 * 3  # a batch of two asks its question twice
@@ -152,8 +152,8 @@ def test_spread_interpolates_percentiles() -> None:
     assert Spread.of([1, 2, 3, 4, 5]) == Spread(3.0, 1.4, 4.6, 5)
 
 
-def test_report_compares_times_with_operations(subject: Subject, results: list[Result]) -> None:
-    out = report(subject, PLAN, results)
+def test_report_compares_times_with_operations(workload: Workload, results: list[Result]) -> None:
+    out = report(workload, PLAN, results)
     assert json.loads(json.dumps(out)) == out
     base, fsr, fastv = out["results"][:3]
     assert base["ceiling"]["end_to_end"] > 1 and "times_faster" not in base
@@ -250,8 +250,8 @@ def test_command_refuses_bad_input_with_a_hint(capsys: Any, words: list[str], hi
     assert status == 2 and out == "" and hint in err and err.count("\n") == 1
 
 
-def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any, subject: Subject) -> None:
-    monkeypatch.setattr("fsr.profiling.subject.from_config", lambda *a, **k: subject)
+def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any, workload: Workload) -> None:
+    monkeypatch.setattr("fsr.profiling.workload.from_config", lambda *a, **k: workload)
     picture = tmp_path / "bars.png"
     words = ["--config", "llava-1.5-7b", "--device", "cpu", "--keep", "3", "--rounds", "1", "--new-tokens", "2"]
     status, out, err = run(capsys, *words, "--json", "--plot", str(picture))

@@ -1,6 +1,6 @@
 """The report in a real browser: pointing, walking by keyboard, switching budgets, phone width, nothing from outside.
 
-Needs Debian's `chromium` and `chromium-driver`; skipped, with the reason shown, where they are missing.
+Needs Debian's `chromium` and `chromium-driver`; skipped, with the reason run, where they are missing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from fsr import FSR, ClipTwin
-from fsr.view.case import gather
+from fsr.view.comparison import compare_methods
 from fsr.view.report import render
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install fsr-vlm[test])")
@@ -27,21 +27,20 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def case(llava, processor):
+def comparison(llava, processor):
     twin = ClipTwin.from_clip(tiny.clip(tower=llava.model.vision_tower), tiny.word_tokenizer(ends=True), sign=1)
     methods = [FSR(keep=12, rho=0.3), FSR(keep=5)]
-    return gather(llava, processor, tiny.picture(3), ["where is the cat ?"], methods, relevance=twin, max_new_tokens=2)[
-        0
-    ]
+    questions, options = ["where is the cat ?"], dict(relevance=twin, max_new_tokens=2)
+    return compare_methods(llava, processor, tiny.picture(3), questions, methods, **options)[0]
 
 
 @pytest.fixture(scope="module")
-def browser(case, tmp_path_factory):
+def browser(comparison, tmp_path_factory):
     from selenium import webdriver
 
     folder = tmp_path_factory.mktemp("browser")
     file = folder / "report.html"
-    file.write_text(render(case), encoding="utf-8")
+    file.write_text(render(comparison), encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
@@ -91,8 +90,8 @@ def tooltip(browser):
     )
 
 
-def test_pointing_tells_stage_rank_scores_and_merges(browser, case):
-    s = case.shown[0].selection
+def test_pointing_tells_stage_rank_scores_and_merges(browser, comparison):
+    s = comparison.runs[0].selection
     figure = kept_map(browser)
     focus = int(s.rows[s.stage == 0][0])
     step = sum(int(o) < int(s.order[s.stage == 0][0]) for o in s.order[s.stage == 0]) + 1
@@ -103,7 +102,7 @@ def test_pointing_tells_stage_rank_scores_and_merges(browser, case):
     assert all(word in text for word in ("saliency", "relevance", "priority", "rank"))
     assert 0 <= left and 0 <= top and right <= width and bottom <= height
     merged = (s.merged_into >= 0).nonzero()[:, 0].tolist()
-    assert merged, "this case must merge something"
+    assert merged, "this comparison must merge something"
     anchor = int(s.merged_into[merged[0]])
     point_at(browser, figure, merged[0])
     assert f"Absorbed by row {anchor // 6 + 1}, column {anchor % 6 + 1}" in tooltip(browser)[1]
@@ -111,16 +110,16 @@ def test_pointing_tells_stage_rank_scores_and_merges(browser, case):
     assert "absorbed" in tooltip(browser)[1] and "Scan, step" in tooltip(browser)[1]
     dropped = next(i for i in range(36) if i not in s.rows.tolist() and i not in merged)
     point_at(browser, figure, dropped)
-    near = case.shown[0].nearest[dropped]
+    near = comparison.runs[0].nearest[dropped]
     text = tooltip(browser)[1]
     assert "Dropped" in text and "nearest kept" in text and f"row {near // 6 + 1}, column {near % 6 + 1}" in text
 
 
-def test_walking_by_keyboard_is_read_out(browser, case):
+def test_walking_by_keyboard_is_read_out(browser, comparison):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    s = case.shown[0].selection
+    s = comparison.runs[0].selection
     figure = kept_map(browser)
     browser.execute_script("hide(); document.querySelector('summary').focus()")
     browser.execute_script("arguments[0].focus({focusVisible: true})", figure)

@@ -1,4 +1,4 @@
-"""`fsr.view.draw`: outlines lie on the tokens they stand for, kept tokens stay bright, the rest is dimmed."""
+"""`fsr.drawing.kept_tokens`: outlines lie on the tokens they stand for, kept tokens stay bright, the rest is dimmed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fsr.drawing import draw
+from fsr.drawing.palette import INKS, rgb
+from fsr.drawing.panels import panels, pixel_box, roles
 from fsr.errors import UsageError
 from fsr.methods import FSR
 from fsr.tokens import Geometry, Selection, Stage, VisualTokens
-from fsr.view import draw
-from fsr.view.palette import INKS, rgb
-from fsr.view.places import panels, pixel_box, roles
 
 YELLOW = (250, 220, 40)
 

@@ -21,14 +21,14 @@ from fsr.methods import PaperFSR
 from fsr.methods.visionzip import VisionZip
 from fsr.signals.clip_twin import save_twin
 from fsr.tokens import Geometry, VisualTokens
-from fsr.view.case import Case, Shown, as_seen, covered, gather, nearest_kept
+from fsr.view.canvas import TokenBox, lay_out
+from fsr.view.comparison import Comparison, MethodRun, compare_methods, covered, cropped_as_seen, nearest_kept
 from fsr.view.curves import mass_curve, radius_curve
-from fsr.view.figures import figure_page, figure_png
 from fsr.view.html import Markup, script_json, tag
 from fsr.view.maps import _squares
-from fsr.view.paper import report_png
+from fsr.view.paper_figures import figure_page, figure_png
+from fsr.view.png import report_png
 from fsr.view.report import render
-from fsr.view.sheet import Spot, lay_out
 
 NASTY = 'is </script><img src=x onerror="alert(1)"> & <b>there</b> ?'
 METHODS = [*(method(keep=keep) for keep in (12, 5) for method in (FSR, VisionZip)), PaperFSR(keep=12)]
@@ -69,20 +69,20 @@ def twin(llava):
 
 
 @pytest.fixture(scope="module")
-def cases(llava, processor, twin):
+def comparisons(llava, processor, twin):
     questions = ["where is the cat ?", NASTY]
-    return gather(
+    return compare_methods(
         llava, processor, tiny.picture(3), questions, METHODS, name="tiny <llava>", relevance=twin, max_new_tokens=4
     )
 
 
 @pytest.fixture(scope="module")
-def page(cases):
-    return Page(render(cases[0]))
+def page(comparisons):
+    return Page(render(comparisons[0]))
 
 
 def by_hand(selection, image, question="what is it ?"):
-    """A case of one selection, as if a model had answered."""
+    """A comparison of one selection, as if a model had answered."""
     every = torch.arange(selection.total)
     kept = fsr.Selection(
         rows=every,
@@ -93,25 +93,25 @@ def by_hand(selection, image, question="what is it ?"):
         merged_into=torch.full_like(every, -1),
         geometry=selection.geometry,
     )
-    shown = Shown("fsr", "yes", selection, {"prefill": 1.0}, rho=0.9)
-    return Case(question, "tiny", image, Shown("all tokens", "yes", kept, {"prefill": 2.0}), (shown,))
+    run = MethodRun("fsr", "yes", selection, {"prefill": 1.0}, rho=0.9)
+    return Comparison(question, "tiny", image, MethodRun("all tokens", "yes", kept, {"prefill": 2.0}), (run,))
 
 
-def test_gather_answers_like_the_model_itself(cases, llava, processor, twin):
-    case = cases[0]
-    inputs = tiny.prompts(processor, [tiny.chat((case.question, 1))], [tiny.picture(3)])
+def test_gather_answers_like_the_model_itself(comparisons, llava, processor, twin):
+    comparison = comparisons[0]
+    inputs = tiny.prompts(processor, [tiny.chat((comparison.question, 1))], [tiny.picture(3)])
     prompt = inputs["input_ids"].shape[1]
     plain = llava.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert case.unpruned.text == processor.decode(plain[0, prompt:], skip_special_tokens=True).strip()
-    for method, shown in zip(METHODS, case.shown):
+    assert comparison.unpruned.text == processor.decode(plain[0, prompt:], skip_special_tokens=True).strip()
+    for method, run in zip(METHODS, comparison.runs):
         with fsr.prune(llava, method, processor=processor, relevance=twin):
-            out = llava.generate(**inputs, question=case.question, max_new_tokens=4, do_sample=False)
-        assert shown.text == processor.decode(out[0, prompt:], skip_special_tokens=True).strip()
-    assert len({s.stages_ms["vision_tower"] for c in cases for s in (c.unpruned, *c.shown)}) == 1  # encoded once
+            out = llava.generate(**inputs, question=comparison.question, max_new_tokens=4, do_sample=False)
+        assert run.text == processor.decode(out[0, prompt:], skip_special_tokens=True).strip()
+    assert len({s.stages_ms["vision_tower"] for c in comparisons for s in (c.unpruned, *c.runs)}) == 1  # encoded once
 
 
-def test_page_is_well_formed_and_loads_nothing(cases, page):
-    text = render(cases[0])
+def test_page_is_well_formed_and_loads_nothing(comparisons, page):
+    text = render(comparisons[0])
     assert not page.stray and not page.open
     for name, attributes in page.elements:
         for key in ("src", "href", "data", "action", "srcset"):
@@ -124,37 +124,37 @@ def test_page_is_well_formed_and_loads_nothing(cases, page):
     assert len(re.findall(r"data:image/", text)) == 1  # one picture, however many maps
 
 
-def test_every_kept_token_is_there_once_per_map(cases, page):
+def test_every_kept_token_is_there_once_per_map(comparisons, page):
     rects = page.all("rect")
-    for view, shown in enumerate(cases[0].shown):
+    for view, run in enumerate(comparisons[0].runs):
         told = page.data["views"][view]
-        assert sorted(map(int, told["order"])) == shown.selection.rows.tolist()
-        assert [i for i, r in enumerate(told["role"]) if r in "fsmw"] == shown.selection.rows.tolist()
+        assert sorted(map(int, told["order"])) == run.selection.rows.tolist()
+        assert [i for i, r in enumerate(told["role"]) if r in "fsmw"] == run.selection.rows.tolist()
     tokens = [int(r["data-token"]) for r in rects if r.get("data-token")]
     for row in range(tiny.TOKENS):
         # Every view once in the side-by-side part, and FSR's once more as the last of its steps.
-        wanted = sum(row in s.selection.rows.tolist() for s in cases[0].shown)
-        wanted += sum(row in s.selection.rows.tolist() for s in cases[0].shown if s.name == "fsr")
+        wanted = sum(row in s.selection.rows.tolist() for s in comparisons[0].runs)
+        wanted += sum(row in s.selection.rows.tolist() for s in comparisons[0].runs if s.name == "fsr")
         assert tokens.count(row) == wanted
-    for row, spot in page.data["spots"].items():
+    for row, box in page.data["spots"].items():
         x, y = int(row) % 6 * 1000 / 6, int(row) // 6 * 1000 / 6
-        assert spot == pytest.approx([x, y, 1000 / 6, 1000 / 6], abs=0.01)
+        assert box == pytest.approx([x, y, 1000 / 6, 1000 / 6], abs=0.01)
 
 
-def test_scores_in_the_page_are_those_of_the_selection(cases, page):
-    case = cases[0]
+def test_scores_in_the_page_are_those_of_the_selection(comparisons, page):
+    comparison = comparisons[0]
     told = page.data["cases"][0]
-    assert told["saliency"] == pytest.approx(case.shown[0].selection.saliency.tolist(), rel=1e-3)
-    assert told["relevance"] == pytest.approx(case.shown[0].selection.relevance.tolist(), rel=1e-3, abs=1e-6)
+    assert told["saliency"] == pytest.approx(comparison.runs[0].selection.saliency.tolist(), rel=1e-3)
+    assert told["relevance"] == pytest.approx(comparison.runs[0].selection.relevance.tolist(), rel=1e-3, abs=1e-6)
     first = page.data["views"][0]
-    assert first["priority"] == pytest.approx(case.shown[0].selection.priority.tolist(), rel=1e-3, abs=1e-6)
+    assert first["priority"] == pytest.approx(comparison.runs[0].selection.priority.tolist(), rel=1e-3, abs=1e-6)
     merged = {int(i): a for i, a in first["into"].items()}
-    wanted = {i: a for i, a in enumerate(case.shown[0].selection.merged_into.tolist()) if a >= 0}
+    wanted = {i: a for i, a in enumerate(comparison.runs[0].selection.merged_into.tolist()) if a >= 0}
     assert merged == wanted
 
 
-def test_what_a_user_typed_stays_text(cases):
-    text = render(cases[1])
+def test_what_a_user_typed_stays_text(comparisons):
+    text = render(comparisons[1])
     page = Page(text)
     assert not page.all("img") and not page.all("b", onerror="alert(1)") and "<b>there" not in text
     assert "is &lt;/script&gt;&lt;img" in text and "tiny &lt;llava&gt;" in text
@@ -172,22 +172,22 @@ def test_maps_have_words_for_those_who_cannot_see_them(page):
     assert all(page.all("label", **{"for": i["id"]}) for i in page.all("input"))
 
 
-def test_curves_say_what_the_selection_says(cases):
-    shown = cases[0].shown[0]
-    s = shown.selection
-    assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(shown) and "ρ = 0.9" in mass_curve(shown)
-    assert len(shown.covered) == s.n_focus and list(shown.covered) == sorted(shown.covered)
-    assert shown.covered[-1] >= 0.9 - 1e-3 or s.n_focus == s.kept
-    assert s.n_focus == 1 or shown.covered[-2] < 0.9
-    shown = next(c for c in cases[0].shown if c.name == "fsr-paper")
-    s = shown.selection
-    assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(shown) and "90 %" in mass_curve(shown)
+def test_curves_say_what_the_selection_says(comparisons):
+    run = comparisons[0].runs[0]
+    s = run.selection
+    assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(run) and "ρ = 0.9" in mass_curve(run)
+    assert len(run.covered) == s.n_focus and list(run.covered) == sorted(run.covered)
+    assert run.covered[-1] >= 0.9 - 1e-3 or s.n_focus == s.kept
+    assert s.n_focus == 1 or run.covered[-2] < 0.9
+    run = next(c for c in comparisons[0].runs if c.name == "fsr-paper")
+    s = run.selection
+    assert f"Focus takes {s.n_focus} of {s.kept}" in mass_curve(run) and "90 %" in mass_curve(run)
     phi = s.priority.sort(descending=True).values.double()
     held = phi.cumsum(0) / phi.sum()
     assert held[s.focus_wanted - 1] >= 0.9 - 1e-6 and (s.focus_wanted == 1 or held[s.focus_wanted - 2] < 0.9)
-    assert mass_curve(cases[0].shown[1]) is None and radius_curve(cases[0].shown[1]) is None
+    assert mass_curve(comparisons[0].runs[1]) is None and radius_curve(comparisons[0].runs[1]) is None
     if s.n_scan:
-        assert f"in {s.n_scan} scan steps" in radius_curve(shown)
+        assert f"in {s.n_scan} scan steps" in radius_curve(run)
 
 
 @pytest.mark.parametrize("per", ["image", "tile"])
@@ -220,7 +220,7 @@ def test_nearest_kept_token_by_cosine():
 def test_the_model_saw_only_the_middle(processor):
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))
-    seen = as_seen(processor, wide)
+    seen = cropped_as_seen(processor, wide)
     assert seen.size == (100, 100) and seen.getcolors() == [(10000, (0, 0, 255))]
 
 
@@ -231,15 +231,15 @@ def test_tiles_and_dynamic_grids_are_drawn_where_they_belong(family):
     ).report
     for s in report.selections:
         image = Image.new("RGB", (90, 60), "green")
-        sheet = lay_out(image, s.geometry)
+        canvas = lay_out(image, s.geometry)
         patches = (~s.geometry.boxes.isnan().any(-1)).nonzero()[:, 0].tolist()
-        assert sorted(sheet.spots) == patches and len(set(sheet.names.values())) == len(patches)
-        for row, spot in sheet.spots.items():
+        assert sorted(canvas.boxes) == patches and len(set(canvas.names.values())) == len(patches)
+        for row, box in canvas.boxes.items():
             tile = int(s.geometry.tile[row])
-            place = sheet.placed[0 if len(sheet.placed) == 1 or tile == 0 else 1]
-            box = s.geometry.boxes[row].tolist()
-            assert spot.x == pytest.approx(place.x + box[0] * place.w, abs=0.01)
-            assert spot.y + spot.h == pytest.approx(place.y + box[3] * place.h, abs=0.01)
+            place = canvas.placed[0 if len(canvas.placed) == 1 or tile == 0 else 1]
+            x0, _, _, y1 = s.geometry.boxes[row].tolist()
+            assert box.x == pytest.approx(place.x + x0 * place.w, abs=0.01)
+            assert box.y + box.h == pytest.approx(place.y + y1 * place.h, abs=0.01)
         assert not Page(render(by_hand(s, image))).stray
         assert report.show(image).size[0] >= 100 and report.show().size[0] >= 100
 
@@ -250,8 +250,8 @@ def test_frames_of_a_clip_lie_in_a_grid_with_their_own_pictures():
     ).report
     (s,) = report.selections
     frames = [Image.new("RGB", (60, 40), c) for c in ("red", "red", "blue", "blue")]
-    sheet = lay_out(frames, s.geometry)
-    assert [p.title for p in sheet.placed] == ["frame 0", "frame 1"] and len(sheet.pictures) == 2
+    canvas = lay_out(frames, s.geometry)
+    assert [p.title for p in canvas.placed] == ["frame 0", "frame 1"] and len(canvas.pictures) == 2
     page = Page(render(by_hand(s, frames)))
     assert not page.stray and len(page.all("image")) == 2
     with pytest.raises(UsageError, match="no picture 1"):
@@ -261,11 +261,11 @@ def test_frames_of_a_clip_lie_in_a_grid_with_their_own_pictures():
 def test_figures(llava, processor, twin, tmp_path):
     image, questions = tiny.picture(3), ["is there a dog ?", "where is the cat ?"]
     options = dict(relevance=twin, max_new_tokens=2)
-    one = gather(llava, processor, image, questions, [FSR(keep=12)], **options)
+    one = compare_methods(llava, processor, image, questions, [FSR(keep=12)], **options)
     page = Page(figure_page(1, one))
     assert not page.stray and len(page.all("section", **{"class": "row"})) == 2
     assert len(page.all("svg", role="img")) == 8 and len(page.data["views"]) == 2
-    two = gather(llava, processor, image, questions[:1], [FSR(keep=9), VisionZip(keep=9)], **options)
+    two = compare_methods(llava, processor, image, questions[:1], [FSR(keep=9), VisionZip(keep=9)], **options)
     page = Page(figure_page(2, two))
     assert len(page.all("svg", role="img")) == 3 and "visionzip" in figure_page(2, two)
     wide, narrow = figure_png(1, one, cell=120), figure_png(2, two, cell=120)
@@ -274,7 +274,7 @@ def test_figures(llava, processor, twin, tmp_path):
     with pytest.raises(UsageError, match="two questions"):
         figure_page(1, one[:1])
     with pytest.raises(UsageError, match="equal budgets"):
-        figure_page(2, gather(llava, processor, image, questions[:1], METHODS, **options))
+        figure_page(2, compare_methods(llava, processor, image, questions[:1], METHODS, **options))
 
 
 def test_command_writes_files_and_refuses_nonsense(llava, processor, twin, tmp_path, capsys):
@@ -310,16 +310,18 @@ def test_command_writes_files_and_refuses_nonsense(llava, processor, twin, tmp_p
 
 
 def test_without_a_text_tower_there_is_no_relevance_to_show(llava, processor):
-    (case,) = gather(llava, processor, tiny.picture(3), ["where ?"], [FSR(keep=9)], relevance="none", max_new_tokens=2)
-    assert case.score("relevance") is None
-    page = Page(render(case))
+    (comparison,) = compare_methods(
+        llava, processor, tiny.picture(3), ["where ?"], [FSR(keep=9)], relevance="none", max_new_tokens=2
+    )
+    assert comparison.score("relevance") is None
+    page = Page(render(comparison))
     assert page.data["cases"][0]["relevance"] is None and not any(
         "relevance" in a.get("aria-label", "") for _, a in page.elements
     )
 
 
 def test_neighbouring_squares_share_their_edges():
-    spots = [Spot(1000 / 7 * i, 0.0, 1000 / 7, 1000 / 7) for i in range(7)]
+    spots = [TokenBox(1000 / 7 * i, 0.0, 1000 / 7, 1000 / 7) for i in range(7)]
     found = re.findall(r"M([\d.]+) 0h([\d.]+)v", _squares(spots))
     edges = [(float(x), round(float(x) + float(w), 1)) for x, w in found]
     assert len(edges) == 7 and all(a[1] == b[0] for a, b in pairwise(edges)) and edges[-1][1] == 1000
@@ -359,14 +361,16 @@ def test_qwen_from_picture_to_page():
     model, processor = families.model_of("qwen2.5-vl"), ByHand()
     image = tiny.picture(2).resize((96, 64))
     methods = [FSR(keep=0.2, relevance="none")]
-    (case,) = gather(model, processor, image, ["what is it ?"], methods, relevance="none", max_new_tokens=5)
+    (comparison,) = compare_methods(
+        model, processor, image, ["what is it ?"], methods, relevance="none", max_new_tokens=5
+    )
     inputs = processor.apply_chat_template([[{"content": [{"image": image}]}]])
     out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    assert case.unpruned.text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
+    assert comparison.unpruned.text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
     with fsr.prune(model, methods[0], relevance="none"):
         out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-    assert case.shown[0].text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
-    page = Page(render(case))
-    grid = case.unpruned.selection.geometry.grid
+    assert comparison.runs[0].text == processor.decode(out[0, inputs["input_ids"].shape[1] :])
+    page = Page(render(comparison))
+    grid = comparison.unpruned.selection.geometry.grid
     assert grid and grid[1] > grid[0]  # the picture is wide, and so is the grid
-    assert len(page.data["spots"]) == grid[0] * grid[1] == case.unpruned.selection.total
+    assert len(page.data["spots"]) == grid[0] * grid[1] == comparison.unpruned.selection.total

@@ -10,7 +10,7 @@ from fsr.errors import FeatureError
 from fsr.kernels import reference
 from fsr.methods import FSR, get
 from fsr.tokens import Geometry, VisualTokens
-from pretend_device import PretendDevice
+from simulated_device import SimulatedDevice
 
 METHODS = [
     FSR(keep=16),
@@ -56,7 +56,7 @@ def moved(tokens, put):
 @pytest.fixture
 def device(monkeypatch):
     monkeypatch.setattr(kernels, "_backend", lambda device: reference)
-    return PretendDevice(monkeypatch)
+    return SimulatedDevice(monkeypatch)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

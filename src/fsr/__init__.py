@@ -1,8 +1,6 @@
 """Training-free visual-token pruning for vision-language models: `with prune(model, FSR(keep=64)):
 model.generate(**inputs)`."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fsr.errors import (
     BudgetError,
     FeatureError,
@@ -17,11 +15,7 @@ from fsr.pipeline.prepare import Prepared, Report, prepare
 from fsr.pipeline.pruner import Pruner, prune
 from fsr.signals.clip_twin import ClipTwin, load_twin, save_twin
 from fsr.tokens import Selection, Stage, VisualTokens
-
-try:
-    __version__ = version("fsr-vlm")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+from fsr.version import __version__
 
 __all__ = [
     "FSR",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fsr.asking.progress_bars import without_progress_bars
 from fsr.errors import UsageError
+from fsr.signals.progress_bars import without_progress_bars
 
 __all__ = ["EMBEDDED", "load", "pick_device"]
 

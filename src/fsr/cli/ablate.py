@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from fsr.asking.options import build_method
 from fsr.cli.compare import add_benchmark_arguments, budgets, check_targets, open_runner, report
-from fsr.cli.options import build_method
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from fsr.cli.options import add_method_arguments, build_method, keep_value
+from fsr.asking.options import build_method, keep_value
+from fsr.cli.arguments import add_method_arguments
 from fsr.errors import UsageError
 
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if s is None or result.report is None:
         raise UsageError("the prompt holds no picture: the model's chat template dropped it.")
     if save is not None:
-        from fsr.view import draw
+        from fsr.drawing import draw
 
         draw(image, s).save(save)
     notes = [*s.notes, *result.report.notes]

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsr.cli.options import add_method_arguments, build_method, keep_value
+from fsr.asking.options import build_method, keep_value
+from fsr.cli.arguments import add_method_arguments
 from fsr.errors import UsageError
 
 if TYPE_CHECKING:

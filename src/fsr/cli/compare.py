@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsr.cli.options import keep_values
+from fsr.asking.options import keep_values
 from fsr.errors import UsageError
 
 

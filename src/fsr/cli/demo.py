@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        from fsr.demo.models import OfferedModels
         from fsr.demo.page import build
-        from fsr.demo.shelf import Shelf
 
-        shelf = Shelf(args.model or ["mini"], args.device)
-        shelf.take(shelf.names[0])  # a wrong name is told here, not to the first visitor
-        page, _ = build(shelf, Path(uploads))
+        models = OfferedModels(args.model or ["mini"], args.device)
+        models.take(models.names[0])  # a wrong name is told here, not to the first visitor
+        page, _ = build(models, Path(uploads))
         try:
             launch(page, args.host, args.port, share=args.share)
         except OSError as error:

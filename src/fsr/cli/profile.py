@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fsr.cli.options import keep_values, method_names
+from fsr.asking.options import keep_values, method_names
 from fsr.errors import UsageError
 
 
@@ -67,7 +67,7 @@ def _methods(args: argparse.Namespace) -> list[Any]:
 def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     from fsr.profiling.configs import named
     from fsr.profiling.conventions import preset
-    from fsr.profiling.counted import counted, paper_table
+    from fsr.profiling.count_report import count_report, paper_table
     from fsr.profiling.visual import visual
 
     convention = preset(args.preset)
@@ -81,7 +81,7 @@ def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
         name = args.config or "llava-1.5-7b"
         config = named(name)
     picture = visual(config, _size(args.image_size))
-    return counted(name, config, picture, methods, convention, args.text_tokens)
+    return count_report(name, config, picture, methods, convention, args.text_tokens)
 
 
 def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
 
     from fsr.asking.load import pick_device
     from fsr.profiling.measure import Plan, measure
-    from fsr.profiling.report import report
-    from fsr.profiling.subject import from_checkpoint, from_config
+    from fsr.profiling.measure_report import report
+    from fsr.profiling.workload import from_checkpoint, from_config
 
     logging.set_verbosity_error()
     device = pick_device(args.device)
@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     )
     dtype = getattr(torch, args.dtype) if args.dtype else None
     if args.config:
-        subject = from_config(
+        workload = from_config(
             args.config,
             device=device,
             dtype=dtype or torch.bfloat16,
@@ -117,8 +117,8 @@ def _measure(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     elif args.layers is not None:
         raise UsageError("--layers builds part of a --config; a checkpoint is measured whole.")
     else:
-        subject = from_checkpoint(args.model or "mini", device=str(device), dtype=dtype)
-    return report(subject, plan, measure(subject, plan))
+        workload = from_checkpoint(args.model or "mini", device=str(device), dtype=dtype)
+    return report(workload, plan, measure(workload, plan))
 
 
 def _config_of(model: str) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fsr.cli.options import build_method, keep_values, method_names
+from fsr.asking.options import build_method, keep_values, method_names
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import Method, available
 
@@ -57,21 +57,21 @@ def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     from fsr.asking.load import load
-    from fsr.view.case import gather
+    from fsr.view.comparison import compare_methods
 
     model, processor = load(args.model, args.device)
-    cases = gather(
+    comparisons = compare_methods(
         model, processor, image, args.question, methods, name=args.model, relevance=args.relevance, progress=_progress
     )
     if args.figure:
-        from fsr.view.figures import figure_page, figure_png
+        from fsr.view.paper_figures import figure_page, figure_png
 
-        page, drawn = figure_page(args.figure, cases), (lambda: figure_png(args.figure, cases))
+        page, drawn = figure_page(args.figure, comparisons), (lambda: figure_png(args.figure, comparisons))
     else:
-        from fsr.view.paper import report_png
+        from fsr.view.png import report_png
         from fsr.view.report import render
 
-        page, drawn = render(cases[0]), (lambda: report_png(cases[0]))
+        page, drawn = render(comparisons[0]), (lambda: report_png(comparisons[0]))
     if out:
         out.write_text(page, encoding="utf-8")
         print(f"wrote {out} ({len(page) / 1e6:.1f} MB)")

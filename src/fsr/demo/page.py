@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from fsr.asking.images import bundled_scene
-from fsr.demo.desk import Desks
-from fsr.demo.shelf import Shelf, method_names
+from fsr.demo.models import OfferedModels, method_names
+from fsr.demo.sessions import Sessions
 from fsr.demo.uploads import Uploads
 from fsr.errors import FSRError
-from fsr.view.case import Case
+from fsr.view.comparison import Comparison
 from fsr.view.html import Markup, join, tag
 from fsr.view.report import render
 
@@ -55,13 +55,13 @@ def theme() -> Any:
     )
 
 
-def build(shelf: Shelf, folder: Path) -> tuple[gr.Blocks, Desks]:
-    """The page and its visitors' desks.
+def build(models: OfferedModels, folder: Path) -> tuple[gr.Blocks, Sessions]:
+    """The page and its visitors' sessions.
 
     Args:
         folder: where Gradio keeps uploaded files; pictures from elsewhere are refused.
     """
-    desks = Desks(shelf)
+    sessions = Sessions(models)
     scenes = [bundled_scene(i + 1) for i in range(SCENES)]
     uploads = Uploads(folder, scenes)
 
@@ -78,15 +78,15 @@ def build(shelf: Shelf, folder: Path) -> tuple[gr.Blocks, Desks]:
         visitor = str(request.session_hash)
         image = uploads.open(picture, visitor)
         names = [method] if other in (NONE, method) else [method, other]
-        case = desks.of(visitor).ask(
+        comparison = sessions.of(visitor).ask(
             image, question or "", model, names, int(keep), lambda share, text: progress(share, desc=text)
         )
-        total = case.unpruned.selection.total
+        total = comparison.unpruned.selection.total
         fits = gr.update(maximum=total) if keep <= total else gr.update(maximum=total, value=total)
-        return answer_html(case), report_html(case), fits
+        return answer_html(comparison), report_html(comparison), fits
 
     def leave(request: gr.Request) -> None:
-        desks.clear(str(request.session_hash))
+        sessions.clear(str(request.session_hash))
         uploads.forget(str(request.session_hash))
 
     def choose(event: gr.SelectData) -> Any:
@@ -108,7 +108,7 @@ def build(shelf: Shelf, folder: Path) -> tuple[gr.Blocks, Desks]:
                     other = gr.Dropdown(
                         [NONE, *names], value=NONE, label="Compare with", elem_id="other", min_width=120
                     )
-                model = gr.Dropdown(list(shelf.names), value=shelf.names[0], label="Model", elem_id="model")
+                model = gr.Dropdown(list(models.names), value=models.names[0], label="Model", elem_id="model")
             with gr.Column(scale=7, min_width=320):
                 answer = gr.HTML(elem_id="answer", min_height=60)
                 report = gr.HTML(elem_id="report")
@@ -123,10 +123,10 @@ def build(shelf: Shelf, folder: Path) -> tuple[gr.Blocks, Desks]:
         examples.load_input_event.then(api_name=False, **run)
         page.unload(leave)
     page.queue(max_size=32)
-    return page, desks
+    return page, sessions
 
 
-def answer_html(case: Case) -> str:
+def answer_html(comparison: Comparison) -> str:
     """Every answer in one line each."""
     lines = [
         tag(
@@ -134,19 +134,23 @@ def answer_html(case: Case) -> str:
             tag("b", s.text or "(nothing)"),
             tag("span", f" — {s.name}, {s.keep} of {s.selection.total} tokens", cls="soft"),
         )
-        for s in case.shown
+        for s in comparison.runs
     ]
-    whole = case.unpruned
+    whole = comparison.unpruned
     last = tag(
         "div", tag("b", whole.text or "(nothing)"), tag("span", f" — all {whole.keep} tokens", cls="soft"), cls="soft"
     )
     return join([lines, last])
 
 
-def report_html(case: Case) -> str:
+def report_html(comparison: Comparison) -> str:
     """The report inside a frame that may run its own script and nothing else."""
     return tag(
-        "iframe", Markup(""), srcdoc=render(case, live=True), sandbox="allow-scripts", title="What was kept, and why"
+        "iframe",
+        Markup(""),
+        srcdoc=render(comparison, live=True),
+        sandbox="allow-scripts",
+        title="What was kept, and why",
     )
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import transformers
 
-import fsr
 from fsr.evaluation.question_set import VERSION
 from fsr.evaluation.runner import Runner, model_hash
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, trials_of, unpruned
 from fsr.pipeline.prepare import Positions
+from fsr.version import __version__
 
 __all__ = ["about", "compare"]
 
@@ -80,7 +80,7 @@ def about(runner: Runner) -> dict[str, Any]:
             "sha256": model_hash(runner.model),
         },
         "versions": {
-            "fsr": fsr.__version__,
+            "fsr": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "numpy": np.__version__,

@@ -15,14 +15,15 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fsr.adapters import find
-from fsr.evaluation.inside import before, generate_inside
+from fsr.evaluation.in_llm import before, generate_in_llm
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
 from fsr.evaluation.trials import Trial
 from fsr.methods import Method
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import prepare
-from fsr.signals.relevance import RelevanceScorer, find_twin
+from fsr.pipeline.scorer import find_twin
+from fsr.signals.relevance import RelevanceScorer
 from fsr.tokens import Selection
 
 __all__ = ["Runner", "model_hash"]
@@ -180,7 +181,7 @@ class Runner:
             ready = prepare(self.model, method, batch.prompts, questions, positions=trial.positions, encoded=seen)
             new, selections = self._generate(**ready)[:, ready["input_ids"].shape[1] :], ready.report.selections
         else:
-            new, selections = generate_inside(
+            new, selections = generate_in_llm(
                 self.model, method, batch.prompts, questions, trial.positions, seen, self._generate
             )
         texts = self.processor.batch_decode(new, skip_special_tokens=True)

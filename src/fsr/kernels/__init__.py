@@ -34,6 +34,7 @@ __all__ = [
     "Heaviest",
     "Spread",
     "absorb",
+    "backend_name",
     "cosine",
     "cosine_rows",
     "coverage",
@@ -63,6 +64,12 @@ def _backend(device: torch.device) -> ModuleType:
 
         return gpu
     return reference
+
+
+def backend_name(device: torch.device) -> str:
+    """What selects tokens on this device: "cpu" (the fast path for CPUs), "triton", or "plain" (torch loops: the
+    same choices, many launches per step)."""
+    return {"cpu": "cpu", "reference": "plain", "gpu": "triton"}[_backend(device).__name__.rpartition(".")[2]]
 
 
 def directions(features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.budget import certify, check_keep
+from fsr.methods.chain import BEFORE_LLM, Chainable
 from fsr.methods.checks import check_shapes, complain, finite
 from fsr.methods.layout import Group, look
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
@@ -40,7 +41,7 @@ Scope = Literal["image", "tile", "frame"]
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(Chainable, ABC):
     """Base of all methods that prune before the language model.
 
     Args:
@@ -52,7 +53,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     licence_note: ClassVar[str] = ""
     needs: ClassVar[frozenset[Signal]] = frozenset()
-    where: ClassVar[str] = "before the language model"
+    where: ClassVar[str] = BEFORE_LLM
 
     keep: int | float = 64
     per: Scope = "image"
@@ -68,12 +69,6 @@ class Method(ABC):
 
         All tensors have B in front: features [B, N, D], scores [B, N], geometry.boxes [B, N, 4] (no grid); 1 <= k < N.
         """
-
-    def __or__(self, other: Any) -> Any:
-        """`FSR(keep=128) | FastV(layer=16, keep=32)`: this method before the language model, then `other` inside it."""
-        from fsr.methods.in_llm.chain import join
-
-        return join(self, other)
 
     def signals(self) -> frozenset[Signal]:
         """Signals that this configuration reads; options may need fewer than the class declares."""

@@ -20,7 +20,8 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.adapters.containers import rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.pipeline.scorer import resolve_scorer
+from fsr.signals.relevance import RelevanceScorer
 
 __all__ = ["EncodedPrompt", "encode", "run_tower"]
 

@@ -18,9 +18,11 @@ from torch import Tensor
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import RelevanceError, UsageError
+from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.shorten import (
     FILL,
     Run,
@@ -34,7 +36,7 @@ from fsr.pipeline.shorten import (
 )
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.signals.relevance import RelevanceScorer
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
@@ -152,6 +154,10 @@ class Work:
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
             notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")
+        device = units[0].features.device
+        backend = backend_name(device)
+        if device.type == "cuda" and backend == "plain":
+            notes.append("Triton cannot be imported: selection runs as plain torch loops, many times slower")
         chosen, at = [], 0
         for e in encoded:
             chosen.append(flat[at : at + len(e.units)])
@@ -174,6 +180,7 @@ class Work:
             positions=policy,
             questions=None if questions is None else tuple(questions),
             notes=tuple(notes),
+            kernels=backend,
         )
         return Prepared(kwargs, report)
 

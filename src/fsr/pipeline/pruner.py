@@ -19,8 +19,9 @@ from fsr.adapters import find
 from fsr.adapters.base import Adapter
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
-from fsr.methods.in_llm.base import InsideMethod
-from fsr.methods.in_llm.chain import Chain, Whole, split
+from fsr.methods.chain import Chain
+from fsr.methods.in_llm import InLLMMethod
+from fsr.methods.parts import KeepAll, split
 from fsr.pipeline.generate import (
     mark,
     refuse_chunks,
@@ -31,20 +32,21 @@ from fsr.pipeline.generate import (
     shorter_limits,
     with_prompt,
 )
-from fsr.pipeline.in_llm import Inside
+from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.prepare import Positions, Prepared, Report, Work
-from fsr.signals.relevance import RelevanceScorer, resolve_scorer
+from fsr.pipeline.scorer import resolve_scorer
+from fsr.signals.relevance import RelevanceScorer
 
 __all__ = ["Pruner", "prune"]
 
 # Where an applied pruner sits on its model.
-SEAT = "_fsr_pruner"
+PRUNER_ATTRIBUTE = "_fsr_pruner"
 
 
 def prune(
     model: Any,
-    method: Method | InsideMethod | Chain,
+    method: Method | InLLMMethod | Chain,
     *,
     processor: Any = None,
     relevance: str | RelevanceScorer = "auto",
@@ -72,8 +74,8 @@ def prune(
         RelevanceError: the method reads relevance and no text tower pairs with this model.
         UsageError: no method, or layers that this language model does not have.
     """
-    outside, inside = split(method)
-    if inside and hasattr(model, "_orig_mod"):
+    before_llm, in_llm = split(method)
+    if in_llm and hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
             "a compiled model skips the hooks that prune inside it: give the model itself, or prune before it."
         )
@@ -84,28 +86,28 @@ def prune(
             "or take a model that has it there."
         )
     adapter = find(model)
-    before, scorer = resolve_scorer(adapter, outside or Whole(), relevance)
+    before, scorer = resolve_scorer(adapter, before_llm or KeepAll(), relevance)
     work = Work(adapter, before, scorer, processor, positions)
-    return Pruner(model, work, Inside(model, list(adapter.placeholder_ids().values()), inside) if inside else None)
+    return Pruner(model, work, InLLMHooks(model, list(adapter.placeholder_ids().values()), in_llm) if in_llm else None)
 
 
 class Pruner:
     """A method bound to a model; see `prune`. `last` is the report of the latest finished call, of whichever thread."""
 
-    def __init__(self, model: Any, work: Work, inside: Inside | None = None) -> None:
-        self.model, self.work, self.inside = model, work, inside
+    def __init__(self, model: Any, work: Work, in_llm: InLLMHooks | None = None) -> None:
+        self.model, self.work, self.in_llm = model, work, in_llm
         self.last: Report | None = None
         self._handles: list[Any] = []
         self._earlier: Callable[..., Any] | None = None
 
     @property
-    def method(self) -> Method | InsideMethod | Chain:
+    def method(self) -> Method | InLLMMethod | Chain:
         """The method as it runs (with relevance switched off where that was asked for)."""
-        if self.inside is None:
+        if self.in_llm is None:
             return self.work.method
-        outside = None if isinstance(self.work.method, Whole) else self.work.method
-        methods = self.inside.methods
-        return methods[0] if outside is None and len(methods) == 1 else Chain(outside, methods)
+        before_llm = None if isinstance(self.work.method, KeepAll) else self.work.method
+        methods = self.in_llm.methods
+        return methods[0] if before_llm is None and len(methods) == 1 else Chain(before_llm, methods)
 
     @property
     def adapter(self) -> Adapter:
@@ -125,19 +127,19 @@ class Pruner:
             UsageError: the model is pruned already (two methods on one model: use `prepare`).
         """
         here = self.model.__dict__
-        if SEAT in here:
+        if PRUNER_ATTRIBUTE in here:
             raise UsageError(
                 "this model is pruned already: leave that block first, or use prepare() for a second method."
             )
         self._earlier = here.get("generate")
-        here[SEAT] = self
+        here[PRUNER_ATTRIBUTE] = self
         here["generate"] = types.MethodType(_generate, self.model)
         self._handles = [
             self.model.register_forward_pre_hook(_before_forward, with_kwargs=True),
             self.model.register_forward_hook(_after_forward, with_kwargs=True),
         ]
-        if self.inside is not None:
-            self.inside.attach()
+        if self.in_llm is not None:
+            self.in_llm.attach()
         return self
 
     def remove(self) -> None:
@@ -147,15 +149,15 @@ class Pruner:
             UsageError: not applied, or something else replaced `generate` in the meantime.
         """
         here = self.model.__dict__
-        if here.get(SEAT) is not self:
+        if here.get(PRUNER_ATTRIBUTE) is not self:
             raise UsageError("this pruner is not applied to its model.")
         ours = getattr(here.get("generate"), "__func__", None) is _generate
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self.inside is not None:
-            self.inside.detach()
-        del here[SEAT]
+        if self.in_llm is not None:
+            self.in_llm.detach()
+        del here[PRUNER_ATTRIBUTE]
         if not ours:
             raise UsageError(
                 "something replaced model.generate inside the block: undo that first, it still points at pruning."
@@ -174,7 +176,7 @@ class Pruner:
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
         twin.work = Work(copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions)
-        twin.inside = copy.deepcopy(self.inside, memo)
+        twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)
         twin._earlier = copy.deepcopy(self._earlier, memo)
@@ -197,23 +199,23 @@ class Pruner:
             return generate(**kwargs)
         setting = settings(self.model, kwargs)
         refuse_chunks(self.adapter, setting)
-        if self.inside is not None:
-            self.inside.refuse(setting)
+        if self.in_llm is not None:
+            self.in_llm.refuse(setting)
         with torch.no_grad():
             prepared = self.work.run(kwargs, question, call="generate", use_cache=setting("use_cache") is not False)
         refuse_uneven_beams(setting, prepared)
         self._remember_positions(prepared)
         report = prepared.report
         arguments = shorter_limits(prepared.inputs, setting, report.length_before - report.length_after)
-        if self.inside is None:
+        if self.in_llm is None:
             output = generate(**arguments)
             self.last = report
         else:
-            call = self.inside.begin(report, self._publish)
+            call = self.in_llm.begin(report, self._publish)
             try:
                 output = generate(**arguments)
             finally:
-                self.inside.end(call)
+                self.in_llm.end(call)
         return with_prompt(output, kwargs["input_ids"], report.length_after)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -227,8 +229,8 @@ class Pruner:
         prepared = self.work.run(kwargs, question, call="forward", use_cache=True)
         self._remember_positions(prepared)
         self._publish(prepared.report)
-        if self.inside is not None:
-            self.inside.begin(prepared.report, self._publish, single=True)
+        if self.in_llm is not None:
+            self.in_llm.begin(prepared.report, self._publish, single=True)
         return (), prepared.inputs
 
     def _publish(self, report: Report) -> None:
@@ -251,18 +253,18 @@ class Pruner:
 
 
 def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-    return model.__dict__[SEAT]._generate(args, kwargs)
+    return model.__dict__[PRUNER_ATTRIBUTE]._generate(args, kwargs)
 
 
 def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    return model.__dict__[SEAT]._forward(args, kwargs)
+    return model.__dict__[PRUNER_ATTRIBUTE]._forward(args, kwargs)
 
 
 def _after_forward(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     """Mark the KV cache that a shortened prompt filled."""
     cache, ids = cache_of(output), kwargs.get("input_ids")
     if cache is not None and kwargs.get("mm_encoder_outputs") is not None and isinstance(ids, Tensor):
-        mark(cache, model.__dict__[SEAT].adapter, ids)
+        mark(cache, model.__dict__[PRUNER_ATTRIBUTE].adapter, ids)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -12,7 +12,7 @@ from fsr.adapters.containers import fresh
 from fsr.errors import UsageError
 from fsr.tokens import Selection
 
-__all__ = ["Drop", "InsideReport", "Prepared", "Report"]
+__all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class InsideReport:
+class InLLMReport:
     """What happened to the pictures inside the language model.
 
     entered: tokens per picture that entered it; depth: its decoder layers; drops: first layer first (none if the budget
@@ -70,7 +70,9 @@ class Report:
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
-    inside: what methods inside the language model dropped after that, None where there is none.
+    in_llm: what methods inside the language model dropped after that, None where there is none.
+    kernels: what ran the greedy loops: "cpu", "triton" or "plain" (torch loops, where neither of the others exists; on
+        CUDA `notes` then says so).
     """
 
     selections: tuple[Selection, ...]
@@ -82,7 +84,8 @@ class Report:
     positions: str
     questions: tuple[str | None, ...] | None
     notes: tuple[str, ...] = ()
-    inside: InsideReport | None = None
+    in_llm: InLLMReport | None = None
+    kernels: str = "cpu"
 
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
@@ -92,7 +95,7 @@ class Report:
         Raises:
             UsageError: the call had fewer pictures.
         """
-        from fsr.view.draw import blank, draw
+        from fsr.drawing.kept_tokens import blank, draw
 
         if not 0 <= which < len(self.selections):
             raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")

@@ -18,12 +18,12 @@ import torch
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
-from fsr.methods.in_llm.chain import split
+from fsr.methods.parts import split
 from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.pruner import prune
+from fsr.pipeline.scorer import resolve_scorer
 from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
-from fsr.profiling.subject import Subject
-from fsr.signals.relevance import resolve_scorer
+from fsr.profiling.workload import Workload
 from fsr.timing import wait
 
 __all__ = ["STAGES", "Plan", "Result", "Spread", "measure"]
@@ -118,25 +118,25 @@ class _Variant:
         return Result(self.name, self.keep, self.batch, times, **self.facts, peak=self.peak, notes=self.notes)
 
 
-def measure(subject: Subject, plan: Plan) -> list[Result]:
+def measure(workload: Workload, plan: Plan) -> list[Result]:
     """Run everything; the first result of each batch size is the unpruned model."""
     results = []
     fresh = count()  # a new question for every run: text towers remember the last ones
     for batch in plan.batches:
-        variants, skipped = _variants(subject, plan, batch)
+        variants, skipped = _variants(workload, plan, batch)
         began = perf_counter()
         limit = plan.limit_s / len(plan.batches)
         for _ in range(plan.warmup):
             for variant in list(variants):
                 try:
-                    _run(subject, variant, plan, next(fresh))
+                    _run(workload, variant, plan, next(fresh))
                 except FSRError as error:  # some limits of a model show only when it runs
                     variants.remove(variant)
                     skipped.append(_skipped(variant.name, variant.keep, batch, error))
         for i in range(plan.rounds):
             for variant in variants:
-                with PeakMemory(subject.model.device) as memory:
-                    times, steps, variant.facts = _run(subject, variant, plan, next(fresh))
+                with PeakMemory(workload.model.device) as memory:
+                    times, steps, variant.facts = _run(workload, variant, plan, next(fresh))
                 variant.runs.append(times)
                 variant.steps += steps
                 variant.peak = variant.peak or memory.peak
@@ -147,14 +147,14 @@ def measure(subject: Subject, plan: Plan) -> list[Result]:
     return results
 
 
-def _variants(subject: Subject, plan: Plan, batch: int) -> tuple[list[_Variant], list[Result]]:
+def _variants(workload: Workload, plan: Plan, batch: int) -> tuple[list[_Variant], list[Result]]:
     variants = [_Variant(None, "unpruned", None, batch, "none", (), [], [], {})]
     skipped = []
     for method in plan.methods:
         keep = getattr(method, "keep", None)
         try:
-            relevance, notes = _relevance(subject, method)
-            prune(subject.model, method, relevance=relevance)  # refuses what this model cannot do
+            relevance, notes = _relevance(workload, method)
+            prune(workload.model, method, relevance=relevance)  # refuses what this model cannot do
             variants.append(_Variant(method, method.name, keep, batch, relevance, notes, [], [], {}))
         except FSRError as error:
             skipped.append(_skipped(method.name, keep, batch, error))
@@ -165,30 +165,30 @@ def _skipped(name: str, keep: int | float | None, batch: int, error: FSRError) -
     return Result(name, keep, batch, {}, skipped=" ".join(str(error).split()))
 
 
-def _relevance(subject: Subject, method: Any) -> tuple[Any, tuple[str, ...]]:
-    """What `prune` gets as relevance: the subject's, or "none" (and a note) where a method can do without."""
-    outside, _ = split(method)
-    if outside is None:
+def _relevance(workload: Workload, method: Any) -> tuple[Any, tuple[str, ...]]:
+    """What `prune` gets as relevance: the workload's, or "none" (and a note) where a method can do without."""
+    before_llm, _ = split(method)
+    if before_llm is None:
         return "none", ()
-    adapter, relevance = find(subject.model), subject.relevance
+    adapter, relevance = find(workload.model), workload.relevance
     try:
-        resolved, _ = resolve_scorer(adapter, outside, relevance)
+        resolved, _ = resolve_scorer(adapter, before_llm, relevance)
     except RelevanceError:
         relevance = "none"
-        resolved, _ = resolve_scorer(adapter, outside, relevance)
-    lost = "relevance" in outside.signals() - resolved.signals()
+        resolved, _ = resolve_scorer(adapter, before_llm, relevance)
+    lost = "relevance" in before_llm.signals() - resolved.signals()
     return relevance, ("ran without relevance: no text tower pairs with this model",) if lost else ()
 
 
 @torch.inference_mode()
-def _run(subject: Subject, variant: _Variant, plan: Plan, number: int) -> tuple[dict[str, float], list[float], Any]:
+def _run(workload: Workload, variant: _Variant, plan: Plan, number: int) -> tuple[dict[str, float], list[float], Any]:
     """Milliseconds by stage, milliseconds of each decoding step, and the facts of `Result`."""
-    model = subject.model
+    model = workload.model
     made = perf_counter()
-    inputs, question = subject.inputs(variant.batch, number)
+    inputs, question = workload.inputs(variant.batch, number)
     wait(model.device)
     ready = perf_counter()
-    began = made if subject.preprocessed else ready
+    began = made if workload.preprocessed else ready
     stages = dict.fromkeys(STAGES, 0.0) | {"preprocess": 1e3 * (ready - began)}
     limits = {"max_new_tokens": plan.new_tokens, "min_new_tokens": plan.new_tokens, "do_sample": False}
     before, text = _tokens(model, inputs)

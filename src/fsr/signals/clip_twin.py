@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
-from fsr.asking.progress_bars import without_progress_bars
 from fsr.errors import RelevanceError
+from fsr.signals.progress_bars import without_progress_bars
 from fsr.signals.text_cache import TextCache
 
 __all__ = ["ClipTwin", "Resemblance", "embeddings_of", "load_twin", "resemblance", "save_twin"]

@@ -2,30 +2,25 @@
 similarity.
 
 Relevance is only meaningful in the space of the text tower that was trained together with the vision tower.
-`resolve_scorer` finds that tower or says that there is none; nothing is guessed in silence.
+`paired_tower` finds that tower or says that there is none; nothing is guessed in silence.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from fsr.adapters.base import Adapter
-from fsr.errors import RelevanceError, UsageError
-from fsr.methods.base import Method
+from fsr.errors import RelevanceError
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
-from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.siglip_twin import SiglipTwin
 
-__all__ = ["Calibration", "RelevanceScorer", "calibrate_sign", "find_twin", "paired_tower", "resolve_scorer"]
+__all__ = ["Calibration", "RelevanceScorer", "Twin", "calibrate_sign", "paired_tower", "verified"]
 
 
 @runtime_checkable
@@ -59,69 +54,14 @@ TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
 }
 Twin = ClipTwin | SiglipTwin
 
-_found: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
-_embedded: WeakKeyDictionary[nn.Module, EmbeddingRelevance] = WeakKeyDictionary()
-_find_lock = Lock()
-
-
-def resolve_scorer(
-    adapter: Adapter, method: Method, relevance: str | RelevanceScorer
-) -> tuple[Method, RelevanceScorer | None]:
-    """The method as it will run, and its scorer (None where it reads no relevance).
-
-    "auto" is the paired text tower; families without a public one run without relevance, as in the paper.
-
-    Raises:
-        RelevanceError: no paired text tower, the wrong one, or a method that cannot do without.
-        UsageError: no method that prunes before the language model.
-    """
-    if not isinstance(method, Method):
-        raise UsageError(
-            f"{getattr(method, 'name', method)} does not (only) prune before the language model: use prune(model, ...)."
-        )
-    if "relevance" not in method.signals():
-        return method, None
-    if isinstance(relevance, RelevanceScorer):
-        if isinstance(relevance, Twin):
-            _verified(adapter.vision_tower, relevance)
-        return method, relevance
-    if relevance == "embedding":
-        with _find_lock:
-            return method, _embedded.setdefault(adapter.model, EmbeddingRelevance(adapter.model.get_input_embeddings()))
-    if relevance == "none" or (relevance == "auto" and not adapter.paired_text_tower):
-        if "relevance" not in {f.name for f in fields(method)}:
-            raise RelevanceError(
-                f"{method.name} cannot do without relevance: give relevance='embedding', a scorer, or another method."
-            )
-        return replace(method, relevance="none"), None  # type: ignore[call-arg]
-    if relevance != "auto":
-        raise RelevanceError(
-            f"relevance={relevance!r}: use 'auto', 'none', 'embedding', or a scorer such as load_twin('folder')."
-        )
-    return method, find_twin(adapter)
-
-
-def find_twin(adapter: Adapter) -> Twin:
-    """The text tower that pairs with the model's vision tower: `text_tower/` in its own folder, else by fingerprint.
-    Kept per model.
-
-    Raises:
-        RelevanceError: none known, not loadable, or its vision tower differs from the model's.
-    """
-    with _find_lock:
-        if adapter.model not in _found:
-            name = str(getattr(adapter.model, "name_or_path", "") or "")
-            _found[adapter.model] = paired_tower(name, adapter.vision_tower, adapter.name)
-        return _found[adapter.model]
-
 
 def paired_tower(name: str, tower: nn.Module, family: str) -> Twin:
     """The text tower that pairs with `tower`, the vision tower of the model in folder (or of hub id) `name`.
 
     Raises:
-        RelevanceError: see `find_twin`.
+        RelevanceError: none known, not loadable, or its vision tower differs from `tower`.
     """
-    return _verified(tower, _load(name, tower, family))
+    return verified(tower, _load(name, tower, family))
 
 
 def fingerprint(tower: nn.Module) -> tuple[str, int, int, int, int] | None:
@@ -151,7 +91,12 @@ def _load(name: str, tower: nn.Module, family: str) -> Twin:
         raise RelevanceError(f"the text tower {repository} could not be loaded ({error}): {hint}.") from error
 
 
-def _verified(tower: nn.Module, twin: Twin) -> Twin:
+def verified(tower: nn.Module, twin: Twin) -> Twin:
+    """`twin`, if its own vision tower has the weights of `tower`; a warning where they were fine-tuned since.
+
+    Raises:
+        RelevanceError: other weights.
+    """
     result = twin.compare(tower)
     if result is Resemblance.FAR:
         raise RelevanceError(

@@ -1,5 +1,1 @@
-"""Pictures and reports of what was kept, and why."""
-
-from fsr.view.draw import draw
-
-__all__ = ["draw"]
+"""The report that says of every token why it was kept, as a page and as pictures."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fsr.view.case import Shown
+from fsr.drawing.panels import roles
+from fsr.view.comparison import MethodRun
 from fsr.view.html import Markup, join, number, tag
-from fsr.view.places import roles
 
 __all__ = ["STAGES", "mass_curve", "radius_curve", "time_bar"]
 
@@ -23,17 +23,17 @@ STAGES: Mapping[str, str] = {
 }
 
 
-def mass_curve(shown: Shown) -> Markup | None:
+def mass_curve(run: MethodRun) -> Markup | None:
     """Share of the priority mass that the k highest tokens hold, where rho cuts it, and the budget (Eq. 4), or what a
     distinct Focus covers step by step; None where the method has no rho."""
-    s = shown.selection
-    if s.priority is None or shown.rho is None:
+    s = run.selection
+    if s.priority is None or run.rho is None:
         return None
-    if shown.covered is not None:
-        return _covered_curve(shown, shown.covered, shown.rho)
+    if run.covered is not None:
+        return _covered_curve(run, run.covered, run.rho)
     became = roles(s)
     phi = sorted((p for p, r in zip(s.priority.tolist(), became) if r != "structural"), reverse=True)
-    counted = phi if shown.mass == "all" else phi[: s.kept]
+    counted = phi if run.mass == "all" else phi[: s.kept]
     total = sum(counted)
     if total <= 0:
         return None
@@ -52,20 +52,18 @@ def mass_curve(shown: Shown) -> Markup | None:
             "path", d=plot.area([p for p in points if p[0] <= s.n_focus] + [(s.n_focus, held[s.n_focus])]), cls="filled"
         ),
         tag("path", d=plot.line(points), cls="curve"),
-        _rule(plot, y=shown.rho, text=f"ρ = {shown.rho:g}"),
+        _rule(plot, y=run.rho, text=f"ρ = {run.rho:g}"),
         _rule(plot, x=s.kept, text=f"K = {s.kept}"),
     ]
     if wanted != s.kept:
         marks.append(_rule(plot, x=wanted, text=f"{wanted}", cls="rule focus-rule", lift=18))
     marks.append(tag("circle", cx=plot.x(wanted), cy=plot.y(min(held[min(wanted, len(phi))], 1)), r=4.5, cls="dot"))
-    label = (
-        f"Cumulative priority mass: {wanted} tokens hold {100 * shown.rho:g} %; Focus takes {s.n_focus} of {s.kept}."
-    )
+    label = f"Cumulative priority mass: {wanted} tokens hold {100 * run.rho:g} %; Focus takes {s.n_focus} of {s.kept}."
     return _chart(marks, label)
 
 
-def _covered_curve(shown: Shown, covered: Sequence[float], rho: float) -> Markup:
-    s = shown.selection
+def _covered_curve(run: MethodRun, covered: Sequence[float], rho: float) -> Markup:
+    s = run.selection
     points = list(enumerate([0.0, *covered]))
     plot = _Plot(max(s.n_focus + 1, s.kept if s.kept <= 2 * s.n_focus else 0, 4), 1.0)
     marks = [
@@ -81,9 +79,9 @@ def _covered_curve(shown: Shown, covered: Sequence[float], rho: float) -> Markup
     return _chart(marks, label)
 
 
-def radius_curve(shown: Shown) -> Markup | None:
+def radius_curve(run: MethodRun) -> Markup | None:
     """Covering radius (1 - cos) before each scan step and after the last one. None where nothing was scanned."""
-    s = shown.selection
+    s = run.selection
     if s.radii is None or not len(s.radii):
         return None
     values = s.radii.tolist()

@@ -5,56 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from fsr.drawing.palette import HEAT, INKS, Role
+from fsr.drawing.panels import roles
 from fsr.tokens import Selection, Stage
+from fsr.view.canvas import WIDTH, Canvas, TokenBox
 from fsr.view.html import Markup, join, number, tag
-from fsr.view.palette import HEAT, INKS, Role
-from fsr.view.places import roles
-from fsr.view.sheet import WIDTH, Sheet, Spot
 
 __all__ = ["arrows", "heat", "kept_map", "order_map", "picture_defs", "plain"]
 
 
-def picture_defs(sheet: Sheet, uris: Sequence[str], prefix: str) -> Markup:
-    """The pictures of a sheet, once, for every map to use: each a thousand units wide."""
+def picture_defs(canvas: Canvas, uris: Sequence[str], prefix: str) -> Markup:
+    """The pictures of a canvas, once, for every map to use: each a thousand units wide."""
     images = [
         tag("image", id=f"{prefix}p{i}", href=uri, width=WIDTH, height=WIDTH * p.height / p.width)
-        for i, (uri, p) in enumerate(zip(uris, sheet.pictures))
+        for i, (uri, p) in enumerate(zip(uris, canvas.pictures))
     ]
     return tag("svg", tag("defs", images), width=0, height=0, cls="defs", aria_hidden="true")
 
 
-def plain(sheet: Sheet, prefix: str, label: str) -> Markup:
+def plain(canvas: Canvas, prefix: str, label: str) -> Markup:
     """Only the picture (and the titles of its panels)."""
-    return _svg(sheet, prefix, label, (), None)
+    return _svg(canvas, prefix, label, (), None)
 
 
-def heat(sheet: Sheet, prefix: str, scores: Sequence[float], label: str, view: int | None = None) -> Markup:
+def heat(canvas: Canvas, prefix: str, scores: Sequence[float], label: str, view: int | None = None) -> Markup:
     """A score of all N tokens as colours from dark (lowest) to bright (highest) over the faint grey picture."""
-    values = {row: scores[row] for row in sheet.spots}
+    values = {row: scores[row] for row in canvas.boxes}
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     width = high - low
-    levels: dict[int, list[Spot]] = {}
+    levels: dict[int, list[TokenBox]] = {}
     for row, value in values.items():
         share = (value - low) / width if width > 0 else 1.0
-        levels.setdefault(round(share * (len(HEAT) - 1)), []).append(sheet.spots[row])
+        levels.setdefault(round(share * (len(HEAT) - 1)), []).append(canvas.boxes[row])
     marks = [tag("path", d=_squares(spots), fill=HEAT[level], opacity=0.86) for level, spots in sorted(levels.items())]
-    return _svg(sheet, prefix, label, tag("g", marks, shape_rendering="crispEdges"), view, cls="map heat")
+    return _svg(canvas, prefix, label, tag("g", marks, shape_rendering="crispEdges"), view, cls="map heat")
 
 
-def kept_map(sheet: Sheet, prefix: str, selection: Selection, label: str, view: int | None = None) -> Markup:
+def kept_map(canvas: Canvas, prefix: str, selection: Selection, label: str, view: int | None = None) -> Markup:
     """The final K tokens: outlined by stage, the rest dim, absorbed tokens dotted. Each kept token is one element."""
     became = roles(selection)
-    kept = [r for r in selection.rows.tolist() if r in sheet.spots]
-    faint = [i for i, role in enumerate(became) if role == "absorbed" and i in sheet.spots]
-    marks = [_dim(sheet, kept)]
+    kept = [r for r in selection.rows.tolist() if r in canvas.boxes]
+    faint = [i for i, role in enumerate(became) if role == "absorbed" and i in canvas.boxes]
+    marks = [_dim(canvas, kept)]
     if faint:
-        marks.append(tag("path", d=_squares([sheet.spots[r] for r in faint], inset=0.04), cls="absorbed"))
-    marks += [_outline(sheet.spots[r], became[r], r) for r in _painting_order(kept, became)]
-    return _svg(sheet, prefix, label, marks, view)
+        marks.append(tag("path", d=_squares([canvas.boxes[r] for r in faint], inset=0.04), cls="absorbed"))
+    marks += [_outline(canvas.boxes[r], became[r], r) for r in _painting_order(kept, became)]
+    return _svg(canvas, prefix, label, marks, view)
 
 
 def order_map(
-    sheet: Sheet,
+    canvas: Canvas,
     prefix: str,
     selection: Selection,
     stage: Stage,
@@ -65,39 +65,39 @@ def order_map(
     """The tokens of one stage with the number of the step that chose them (from 1); other kept tokens pale, or dim."""
     became = roles(selection)
     rank = dict(zip(selection.rows.tolist(), selection.order.tolist()))
-    mine = [r for r, s in zip(selection.rows.tolist(), selection.stage.tolist()) if s == stage and r in sheet.spots]
-    others = [r for r in rank if veil and r not in set(mine) and r in sheet.spots]
-    marks = [_dim(sheet, [*mine, *others])]
+    mine = [r for r, s in zip(selection.rows.tolist(), selection.stage.tolist()) if s == stage and r in canvas.boxes]
+    others = [r for r in rank if veil and r not in set(mine) and r in canvas.boxes]
+    marks = [_dim(canvas, [*mine, *others])]
     if others:
-        marks.append(tag("path", d=_squares([sheet.spots[r] for r in others]), cls="veil"))
+        marks.append(tag("path", d=_squares([canvas.boxes[r] for r in others]), cls="veil"))
     first = min((rank[r] for r in mine), default=0)
-    marks += [_outline(sheet.spots[r], became[r], None) for r in mine]
-    marks.append(join(_numeral(sheet.spots[r], rank[r] - first + 1) for r in mine))
-    return _svg(sheet, prefix, label, marks, view)
+    marks += [_outline(canvas.boxes[r], became[r], None) for r in mine]
+    marks.append(join(_numeral(canvas.boxes[r], rank[r] - first + 1) for r in mine))
+    return _svg(canvas, prefix, label, marks, view)
 
 
-def arrows(sheet: Sheet, prefix: str, selection: Selection, label: str, view: int | None = None) -> Markup:
+def arrows(canvas: Canvas, prefix: str, selection: Selection, label: str, view: int | None = None) -> Markup:
     """An arrow from every merged token to the anchor that absorbed it."""
     became = roles(selection)
     merged = [(i, a) for i, a in enumerate(selection.merged_into.tolist()) if a >= 0]
-    drawn = [(i, a) for i, a in merged if i in sheet.spots and a in sheet.spots]
+    drawn = [(i, a) for i, a in merged if i in canvas.boxes and a in canvas.boxes]
     anchors = sorted({a for _, a in drawn})
-    marks = [_dim(sheet, [*anchors, *(i for i, _ in drawn)])]
-    marks.append(tag("path", d=_squares([sheet.spots[i] for i, _ in drawn], inset=0.04), cls="absorbed"))
-    marks += [_outline(sheet.spots[a], became[a], None) for a in anchors]
-    marks += [_arrow(sheet.spots[i], sheet.spots[a]) for i, a in drawn]
-    return _svg(sheet, prefix, label, marks, view)
+    marks = [_dim(canvas, [*anchors, *(i for i, _ in drawn)])]
+    marks.append(tag("path", d=_squares([canvas.boxes[i] for i, _ in drawn], inset=0.04), cls="absorbed"))
+    marks += [_outline(canvas.boxes[a], became[a], None) for a in anchors]
+    marks += [_arrow(canvas.boxes[i], canvas.boxes[a]) for i, a in drawn]
+    return _svg(canvas, prefix, label, marks, view)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def _svg(
-    sheet: Sheet, prefix: str, label: str, marks: Iterable[Markup] | Markup, view: int | None, cls: str = "map"
+    canvas: Canvas, prefix: str, label: str, marks: Iterable[Markup] | Markup, view: int | None, cls: str = "map"
 ) -> Markup:
     """One map: pictures, titles, marks and the pointer's frame. Maps with a `view` can be walked by keyboard."""
     backs = []
-    for p in sheet.placed:
+    for p in canvas.placed:
         move = f"translate({number(p.x)} {number(p.y)}) scale({p.w / WIDTH:.4f})"
         backs.append(tag("use", href=f"#{prefix}p{p.picture}", transform=move, cls="back"))
         if p.title:
@@ -108,7 +108,7 @@ def _svg(
         *backs,
         marks if isinstance(marks, Markup) else join(marks),
         cursor,
-        viewBox=f"0 0 {number(WIDTH)} {number(sheet.height)}",
+        viewBox=f"0 0 {number(WIDTH)} {number(canvas.height)}",
         role="img",
         aria_label=label,
         cls=cls,
@@ -117,7 +117,7 @@ def _svg(
     )
 
 
-def _squares(spots: Iterable[Spot], inset: float = 0.0) -> str:
+def _squares(spots: Iterable[TokenBox], inset: float = 0.0) -> str:
     parts = []
     for s in spots:
         dx, dy = inset * s.w, inset * s.h
@@ -129,10 +129,10 @@ def _squares(spots: Iterable[Spot], inset: float = 0.0) -> str:
     return "".join(parts)
 
 
-def _dim(sheet: Sheet, bright: Collection[int]) -> Markup:
+def _dim(canvas: Canvas, bright: Collection[int]) -> Markup:
     """Everything but the given tokens under a grey veil."""
-    panels = _squares(Spot(p.x, p.y, p.w, p.h) for p in sheet.placed)
-    holes = _squares(sheet.spots[r] for r in bright)
+    panels = _squares(TokenBox(p.x, p.y, p.w, p.h) for p in canvas.placed)
+    holes = _squares(canvas.boxes[r] for r in bright)
     return tag("path", d=panels + holes, cls="dim", fill_rule="evenodd", shape_rendering="crispEdges")
 
 
@@ -141,29 +141,29 @@ def _painting_order(rows: Sequence[int], became: Sequence[Role]) -> list[int]:
     return sorted(rows, key=lambda r: became[r] == "focus")
 
 
-def _outline(spot: Spot, role: Role, row: int | None) -> Markup:
+def _outline(box: TokenBox, role: Role, row: int | None) -> Markup:
     """One token's frame, wholly inside it; a white line under dashes and dots. `row` becomes data-token."""
     if role == "whole":
-        return tag("rect", x=spot.x, y=spot.y, width=spot.w, height=spot.h, fill="none", data_token=row)
-    line = max(1.2, min(spot.w, spot.h) / 11)
-    box = dict(x=spot.x + line / 2, y=spot.y + line / 2, width=spot.w - line, height=spot.h - line)
+        return tag("rect", x=box.x, y=box.y, width=box.w, height=box.h, fill="none", data_token=row)
+    line = max(1.2, min(box.w, box.h) / 11)
+    inset = dict(x=box.x + line / 2, y=box.y + line / 2, width=box.w - line, height=box.h - line)
     dash = {"solid": None, "dashed": f"{number(2.6 * line)} {number(1.7 * line)}", "dotted": f"0 {number(1.7 * line)}"}
     ink = INKS[role]
-    under = None if ink.line == "solid" else tag("rect", **box, cls="under", stroke_width=line)
-    frame = tag("rect", **box, cls=role, stroke_width=line, stroke_dasharray=dash[ink.line], data_token=row)
+    under = None if ink.line == "solid" else tag("rect", **inset, cls="under", stroke_width=line)
+    frame = tag("rect", **inset, cls=role, stroke_width=line, stroke_dasharray=dash[ink.line], data_token=row)
     return join([under, frame])
 
 
-def _numeral(spot: Spot, value: int) -> Markup | None:
+def _numeral(box: TokenBox, value: int) -> Markup | None:
     """A rank inside its token, if it is large enough to be read."""
-    size = 0.44 * min(spot.w, spot.h)
+    size = 0.44 * min(box.w, box.h)
     if size < 9:
         return None
-    x, y = spot.center
+    x, y = box.center
     return tag("text", value, x=x, y=y + 0.36 * size, font_size=size, cls="rank")
 
 
-def _arrow(start: Spot, end: Spot) -> Markup:
+def _arrow(start: TokenBox, end: TokenBox) -> Markup:
     """From the middle of one token to the edge of the middle of another, with a small head."""
     (x0, y0), (x1, y1) = start.center, end.center
     far = math.hypot(x1 - x0, y1 - y0) or 1.0

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fsr.drawing.palette import HEAT
+from fsr.drawing.panels import roles
 from fsr.tokens import Stage
 from fsr.view import maps
-from fsr.view.case import Case, Shown
+from fsr.view.canvas import Canvas, data_uri, lay_out, token_name
+from fsr.view.comparison import Comparison, MethodRun
 from fsr.view.curves import mass_curve, radius_curve
 from fsr.view.html import Markup, join, tag
 from fsr.view.page import page
-from fsr.view.palette import HEAT
-from fsr.view.places import roles
-from fsr.view.sheet import Sheet, data_uri, lay_out, token_name
 from fsr.view.tables import answers, key, times, tokens
 
 __all__ = ["page_data", "render"]
@@ -23,7 +23,7 @@ __all__ = ["page_data", "render"]
 CODES = {"focus": "f", "scan": "s", "merged": "m", "whole": "w", "absorbed": "a", "dropped": "d", "structural": "d"}
 
 
-def render(case: Case, live: bool = False) -> str:
+def render(comparison: Comparison, live: bool = False) -> str:
     """The whole report as one self-contained HTML document.
 
     live: without the heading and with the kept tokens first, for a page that has answered already.
@@ -31,49 +31,51 @@ def render(case: Case, live: bool = False) -> str:
     Raises:
         UsageError: the selections carry no geometry.
     """
-    sheet = lay_out(case.image, case.unpruned.selection.geometry)
-    primary = _primary(case)
-    legend = key(asked=_asked(case.shown[primary[0]]))
-    sides = _sides(case, sheet, legend if live else None) if live or len(case.shown) > 1 else None
-    middle = [_scores(case, sheet, primary), _steps(case, sheet, primary, None if live else legend)]
-    looks = [name for name, on in (("wide", len(sheet.placed) > 2), ("live", live)) if on]
+    canvas = lay_out(comparison.image, comparison.unpruned.selection.geometry)
+    primary = _primary(comparison)
+    legend = key(asked=_asked(comparison.runs[primary[0]]))
+    sides = _sides(comparison, canvas, legend if live else None) if live or len(comparison.runs) > 1 else None
+    middle = [_scores(comparison, canvas, primary), _steps(comparison, canvas, primary, None if live else legend)]
+    looks = [name for name, on in (("wide", len(canvas.placed) > 2), ("live", live)) if on]
     body = [
-        maps.picture_defs(sheet, [data_uri(p) for p in sheet.pictures], ""),
-        None if live else tag("header", _head(case, sheet)),
+        maps.picture_defs(canvas, [data_uri(p) for p in canvas.pictures], ""),
+        None if live else tag("header", _head(comparison, canvas)),
         tag(
             "main",
             [sides, *middle] if live else [*middle, sides],
-            _clock(case),
+            _clock(comparison),
             cls=" ".join(looks) or None,
         ),
-        tag("footer", _foot(case)),
+        tag("footer", _foot(comparison)),
     ]
-    return page(f"{case.question} · what was kept", body, page_data([case], sheet))
+    return page(f"{comparison.question} · what was kept", body, page_data([comparison], canvas))
 
 
-def page_data(cases: Sequence[Case], sheet: Sheet) -> dict[str, Any]:
-    """What the script tells about tokens; views are numbered through all cases in order."""
+def page_data(comparisons: Sequence[Comparison], canvas: Canvas) -> dict[str, Any]:
+    """What the script tells about tokens; views are numbered through all comparisons in order."""
     views = []
-    for n, case in enumerate(cases):
-        for shown in case.shown:
-            s = shown.selection
+    for n, comparison in enumerate(comparisons):
+        for run in comparison.runs:
+            s = run.selection
             views.append(
                 {
                     "case": n,
-                    "name": shown.name,
+                    "name": run.name,
                     "keep": s.kept,
                     "role": "".join(CODES[r] for r in roles(s)),
                     "order": dict(zip(s.rows.tolist(), s.order.tolist())),
                     "into": {i: a for i, a in enumerate(s.merged_into.tolist()) if a >= 0},
                     "priority": _plain(s.priority),
-                    "nearest": list(shown.nearest) if shown.nearest else None,
-                    "likeness": [round(v, 3) for v in shown.likeness] if shown.likeness else None,
+                    "nearest": list(run.nearest) if run.nearest else None,
+                    "likeness": [round(v, 3) for v in run.likeness] if run.likeness else None,
                 }
             )
     return {
-        "spots": {r: [round(v, 2) for v in (s.x, s.y, s.w, s.h)] for r, s in sheet.spots.items()},
-        "names": sheet.names,
-        "cases": [{name: _plain(case.score(name)) for name in ("saliency", "relevance")} for case in cases],
+        "spots": {r: [round(v, 2) for v in (s.x, s.y, s.w, s.h)] for r, s in canvas.boxes.items()},
+        "names": canvas.names,
+        "cases": [
+            {name: _plain(comparison.score(name)) for name in ("saliency", "relevance")} for comparison in comparisons
+        ],
         "views": views,
     }
 
@@ -81,139 +83,139 @@ def page_data(cases: Sequence[Case], sheet: Sheet) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _primary(case: Case) -> list[int]:
+def _primary(comparison: Comparison) -> list[int]:
     """Which views the step-by-step part is about: FSR at every budget, or the first method."""
-    names = [s.name for s in case.shown]
+    names = [s.name for s in comparison.runs]
     chosen = "fsr" if "fsr" in names else names[0]
     return [i for i, name in enumerate(names) if name == chosen]
 
 
-def _asked(shown: Shown) -> bool:
+def _asked(run: MethodRun) -> bool:
     """Whether the question had a say in the choice."""
-    return shown.selection.relevance is not None
+    return run.selection.relevance is not None
 
 
-def _head(case: Case, sheet: Sheet) -> Markup:
-    total = case.unpruned.selection.total
-    lead = f"{case.model or 'The model'} sees {total} visual tokens of this picture."
-    if len(sheet.pictures) > 1:
-        lead = f"{case.model or 'The model'} sees {total} visual tokens in {len(sheet.pictures)} frames."
+def _head(comparison: Comparison, canvas: Canvas) -> Markup:
+    total = comparison.unpruned.selection.total
+    lead = f"{comparison.model or 'The model'} sees {total} visual tokens of this picture."
+    if len(canvas.pictures) > 1:
+        lead = f"{comparison.model or 'The model'} sees {total} visual tokens in {len(canvas.pictures)} frames."
     return join(
         [
             tag("p", "Which visual tokens were kept, and why", cls="kicker"),
-            tag("h1", f"“{case.question}”"),
+            tag("h1", f"“{comparison.question}”"),
             tag("p", lead, cls="lead"),
-            answers(case),
+            answers(comparison),
         ]
     )
 
 
-def _scores(case: Case, sheet: Sheet, primary: Sequence[int]) -> Markup:
-    shown = case.shown[primary[0]]
+def _scores(comparison: Comparison, canvas: Canvas, primary: Sequence[int]) -> Markup:
+    run = comparison.runs[primary[0]]
     figures = [
         _figure(
-            maps.plain(sheet, "", "The picture as the model saw it."), tag("strong", "Picture"), " as the model saw it"
+            maps.plain(canvas, "", "The picture as the model saw it."), tag("strong", "Picture"), " as the model saw it"
         )
     ]
     texts = {
         "saliency": "how much the vision tower attends to a token",
         "relevance": "how close a token is to the question",
-        "priority": f"{'both together' if _asked(shown) else 'saliency alone'}: what {shown.name} ranks by",
+        "priority": f"{'both together' if _asked(run) else 'saliency alone'}: what {run.name} ranks by",
     }
     for name, meaning in texts.items():
-        values = shown.selection.priority if name == "priority" else case.score(name)
+        values = run.selection.priority if name == "priority" else comparison.score(name)
         if values is None:
             continue
         plain = [0.0 if v is None else v for v in _plain(values) or []]
-        inside = {r: plain[r] for r in sheet.spots}
+        inside = {r: plain[r] for r in canvas.boxes}
         best = max(inside, key=inside.__getitem__)
-        label = f"Map of {name}. Highest at {token_name(sheet, best)}."
-        drawing = maps.heat(sheet, "", plain, label, primary[0])
+        label = f"Map of {name}. Highest at {token_name(canvas, best)}."
+        drawing = maps.heat(canvas, "", plain, label, primary[0])
         drawing = Markup(drawing.replace("<svg ", '<svg data-follow="" ', 1))
         figures.append(_figure(drawing, _scale(inside.values()), tag("strong", name.capitalize()), f": {meaning}"))
     note = tag("p", "Point at a token, or move with the arrow keys, to read its scores, stage and rank.", cls="lead")
     return tag("section", tag("h2", "Scores"), note, tag("div", figures, cls="grid"))
 
 
-def _steps(case: Case, sheet: Sheet, primary: Sequence[int], legend: Markup | None) -> Markup:
-    name = case.shown[primary[0]].name
+def _steps(comparison: Comparison, canvas: Canvas, primary: Sequence[int], legend: Markup | None) -> Markup:
+    name = comparison.runs[primary[0]].name
     pills = []
     for n, i in enumerate(primary):
         pills.append(tag("input", type="radio", name="budget", id=f"b{i}", value=i, checked=n == 0))
-        pills.append(tag("label", case.shown[i].keep, for_=f"b{i}"))
+        pills.append(tag("label", comparison.runs[i].keep, for_=f"b{i}"))
     picker = tag("fieldset", tag("legend", "Tokens kept"), pills) if len(primary) > 1 else None
-    panels = [tag("div", _steps_of(case, sheet, i), cls="panel", data_for=i) for i in primary]
+    panels = [tag("div", _steps_of(comparison, canvas, i), cls="panel", data_for=i) for i in primary]
     return tag("section", tag("h2", f"Step by step: {name}"), legend, picker, panels)
 
 
-def _steps_of(case: Case, sheet: Sheet, view: int) -> list[Markup]:
-    shown = case.shown[view]
-    s = shown.selection
+def _steps_of(comparison: Comparison, canvas: Canvas, view: int) -> list[Markup]:
+    run = comparison.runs[view]
+    s = run.selection
     steps = []
     if s.n_focus:
         words = f"{s.n_focus} tokens with the highest priority, numbered by rank."
-        if shown.rho is not None and shown.covered is not None:
-            words = f"{s.n_focus} distinct tokens cover {100 * shown.covered[-1]:.0f} % of the priority mass"
-            words += f" (ρ = {shown.rho:g}), numbered in the order of choice."
-        elif shown.rho is not None and s.focus_wanted is not None:
-            part = "the priority mass" if shown.mass == "all" else f"the mass of the {s.kept} highest"
-            words = f"{s.focus_wanted} tokens hold {100 * shown.rho:g} % of {part}"
+        if run.rho is not None and run.covered is not None:
+            words = f"{s.n_focus} distinct tokens cover {100 * run.covered[-1]:.0f} % of the priority mass"
+            words += f" (ρ = {run.rho:g}), numbered in the order of choice."
+        elif run.rho is not None and s.focus_wanted is not None:
+            part = "the priority mass" if run.mass == "all" else f"the mass of the {s.kept} highest"
+            words = f"{s.focus_wanted} tokens hold {100 * run.rho:g} % of {part}"
             words += (
                 ", numbered by rank."
                 if s.focus_wanted == s.n_focus
                 else f"; the budget lets Focus take {s.n_focus}, numbered by rank."
             )
-        drawing = maps.order_map(sheet, "", s, Stage.FOCUS, f"Focus set. {words}", view)
-        steps.append(_step("Focus", "local evidence", words, drawing, mass_curve(shown)))
+        drawing = maps.order_map(canvas, "", s, Stage.FOCUS, f"Focus set. {words}", view)
+        steps.append(_step("Focus", "local evidence", words, drawing, mass_curve(run)))
     if s.n_scan:
         words = f"{s.n_scan} more tokens, numbered in the order of choice."
         if s.radii is not None and len(s.radii):
             words = f"{s.n_scan} times the token that is least like all chosen ones, numbered in the order of choice."
-        drawing = maps.order_map(sheet, "", s, Stage.SCAN, f"Scan set. {words}", view)
-        steps.append(_step("Scan", "global context", words, drawing, radius_curve(shown), _certificate(shown)))
+        drawing = maps.order_map(canvas, "", s, Stage.SCAN, f"Scan set. {words}", view)
+        steps.append(_step("Scan", "global context", words, drawing, radius_curve(run), _certificate(run)))
     merged = int((s.merged_into >= 0).sum())
     if merged:
         anchors = len({a for a in s.merged_into.tolist() if a >= 0})
         many = f"{anchors} anchors" if anchors > 1 else "one anchor"
         words = f"The {merged} dropped tokens most like a scan anchor are merged into it ({many})."
-        drawing = maps.arrows(sheet, "", s, f"Merges. {words}", view)
-        steps.append(_step("Refine", "aggregation", words, drawing, _anchors(shown, sheet)))
+        drawing = maps.arrows(canvas, "", s, f"Merges. {words}", view)
+        steps.append(_step("Refine", "aggregation", words, drawing, _anchors(run, canvas)))
     words = f"{s.kept} of {s.total} tokens reach the language model, in raster order."
-    drawing = maps.kept_map(sheet, "", s, _kept_label(shown), view)
+    drawing = maps.kept_map(canvas, "", s, _kept_label(run), view)
     steps.append(
-        _step("Kept", "what the language model sees", words, drawing, _said(shown), tokens(case, shown, sheet))
+        _step("Kept", "what the language model sees", words, drawing, _said(run), tokens(comparison, run, canvas))
     )
     return steps
 
 
-def _sides(case: Case, sheet: Sheet, legend: Markup | None) -> Markup:
+def _sides(comparison: Comparison, canvas: Canvas, legend: Markup | None) -> Markup:
     budgets: dict[int, list[int]] = {}
-    for i, shown in enumerate(case.shown):
-        budgets.setdefault(shown.keep, []).append(i)
+    for i, run in enumerate(comparison.runs):
+        budgets.setdefault(run.keep, []).append(i)
     parts = []
     for keep, views in budgets.items():
         figures = []
         for i in views:
-            shown = case.shown[i]
-            drawing = maps.kept_map(sheet, "", shown.selection, _kept_label(shown), i)
-            figures.append(_figure(drawing, tag("strong", shown.name), f": {shown.text or '(nothing)'}"))
-        parts.append(tag("h3", f"{keep} of {case.unpruned.selection.total} tokens", cls="budget"))
+            run = comparison.runs[i]
+            drawing = maps.kept_map(canvas, "", run.selection, _kept_label(run), i)
+            figures.append(_figure(drawing, tag("strong", run.name), f": {run.text or '(nothing)'}"))
+        parts.append(tag("h3", f"{keep} of {comparison.unpruned.selection.total} tokens", cls="budget"))
         parts.append(tag("div", figures, cls="sides", style=f"--n:{min(len(figures), 4) if len(figures) != 5 else 3}"))
-    lead = tag("p", f"With all tokens the model answers “{case.unpruned.text}”.", cls="lead")
-    title = "Side by side at equal budget" if len(case.shown) > 1 else "What is kept"
+    lead = tag("p", f"With all tokens the model answers “{comparison.unpruned.text}”.", cls="lead")
+    title = "Side by side at equal budget" if len(comparison.runs) > 1 else "What is kept"
     return tag("section", tag("h2", title), lead, legend, parts)
 
 
-def _clock(case: Case) -> Markup:
+def _clock(comparison: Comparison) -> Markup:
     words = (
         "One run each after a warm-up. The picture is encoded once: vision tower and saliency are the same "
         "measurement in every row, and a question embedded once is not embedded again."
     )
-    return tag("section", tag("h2", "Time by stage"), tag("p", words, cls="lead"), times(case))
+    return tag("section", tag("h2", "Time by stage"), tag("p", words, cls="lead"), times(comparison))
 
 
-def _foot(case: Case) -> list[Markup | None]:
-    notes = tag("ul", [tag("li", n) for n in case.notes], cls="plain") if case.notes else None
+def _foot(comparison: Comparison) -> list[Markup | None]:
+    notes = tag("ul", [tag("li", n) for n in comparison.notes], cls="plain") if comparison.notes else None
     how = [
         "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question in the "
         "space of the paired text tower, with its sign applied, or of the model's own word embeddings (relevance "
@@ -226,8 +228,8 @@ def _foot(case: Case) -> list[Markup | None]:
     return [tag("h2", "Notes") if notes else None, notes, tag("p", how)]
 
 
-def _certificate(shown: Shown) -> Markup | None:
-    c = shown.selection.certificate
+def _certificate(run: MethodRun) -> Markup | None:
+    c = run.selection.certificate
     if c is None:
         return None
     words = (
@@ -237,33 +239,33 @@ def _certificate(shown: Shown) -> Markup | None:
     return tag("p", words, cls="lead")
 
 
-def _anchors(shown: Shown, sheet: Sheet) -> Markup:
+def _anchors(run: MethodRun, canvas: Canvas) -> Markup:
     """The anchors that absorbed most."""
     eaten: dict[int, list[int]] = {}
-    for i, a in enumerate(shown.selection.merged_into.tolist()):
+    for i, a in enumerate(run.selection.merged_into.tolist()):
         if a >= 0:
             eaten.setdefault(a, []).append(i)
     rows = []
     for a, sources in sorted(eaten.items(), key=lambda item: (-len(item[1]), item[0]))[:6]:
-        cells = [tag("td", token_name(sheet, a)), tag("td", len(sources), cls="n")]
-        if shown.likeness is not None:
-            cells.append(tag("td", f"{sum(shown.likeness[i] for i in sources) / len(sources):.2f}", cls="n"))
+        cells = [tag("td", token_name(canvas, a)), tag("td", len(sources), cls="n")]
+        if run.likeness is not None:
+            cells.append(tag("td", f"{sum(run.likeness[i] for i in sources) / len(sources):.2f}", cls="n"))
         rows.append(tag("tr", cells))
     titles = [tag("th", "anchor"), tag("th", "absorbed", cls="n")]
-    if shown.likeness is not None:
+    if run.likeness is not None:
         titles.append(tag("th", "mean cosine", cls="n"))
     return tag("table", tag("thead", tag("tr", titles)), tag("tbody", rows), cls="small")
 
 
-def _said(shown: Shown) -> Markup:
-    return tag("p", "Answer: ", tag("b", shown.text or "(nothing)"))
+def _said(run: MethodRun) -> Markup:
+    return tag("p", "Answer: ", tag("b", run.text or "(nothing)"))
 
 
-def _kept_label(shown: Shown) -> str:
-    s = shown.selection
+def _kept_label(run: MethodRun) -> str:
+    s = run.selection
     parts = [f"{s.n_focus} Focus" if s.n_focus else "", f"{s.n_scan} Scan" if s.n_scan else ""]
     split = " and ".join(p for p in parts if p)
-    return f"{shown.name} keeps {s.kept} of {s.total} tokens{f': {split}' if split else ''}."
+    return f"{run.name} keeps {s.kept} of {s.total} tokens{f': {split}' if split else ''}."
 
 
 def _step(title: str, gloss: str, words: str, drawing: Markup, *more: Markup | None) -> Markup:

@@ -5,36 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fsr.drawing.palette import INKS
+from fsr.drawing.panels import roles
 from fsr.tokens import Stage
-from fsr.view.case import Case, Shown
+from fsr.view.canvas import Canvas, token_name
+from fsr.view.comparison import Comparison, MethodRun
 from fsr.view.curves import STAGES, time_bar
 from fsr.view.html import Markup, tag
-from fsr.view.palette import INKS
-from fsr.view.places import roles
-from fsr.view.sheet import Sheet, token_name
 
 __all__ = ["answers", "key", "times", "tokens"]
 
 
-def answers(case: Case) -> Markup:
+def answers(comparison: Comparison) -> Markup:
     """What the model said with all tokens and with each selection."""
-    full = case.unpruned
+    full = comparison.unpruned
     rows = [_answer_row(full, "—", "whole")]
-    for s in case.shown:
+    for s in comparison.runs:
         same = s.text == full.text
         rows.append(_answer_row(s, tag("span", "same" if same else "differs", cls="same" if same else "differs"), None))
     head = _head(["method", ("tokens", "n"), ("share", "n share"), "answer", "against all tokens"])
     return tag("div", tag("table", head, tag("tbody", rows), cls="answers"), cls="scroll")
 
 
-def times(case: Case) -> Markup:
+def times(comparison: Comparison) -> Markup:
     """Milliseconds by stage, as bars and numbers."""
-    runs = [case.unpruned, *case.shown]
+    runs = [comparison.unpruned, *comparison.runs]
     stages = [k for k in STAGES if any(r.stages_ms.get(k, 0.0) > 0 for r in runs)]
     longest = max((sum(r.stages_ms.values()) for r in runs), default=1.0)
     rows = []
     for r in runs:
-        name = r.name if r is case.unpruned else f"{r.name}, {r.keep}"
+        name = r.name if r is comparison.unpruned else f"{r.name}, {r.keep}"
         numbers = [tag("td", f"{r.stages_ms.get(k, 0.0):.1f}", cls="n") for k in stages]
         total = tag("td", tag("b", f"{sum(r.stages_ms.values()):.1f}"), cls="n")
         rows.append(tag("tr", tag("td", name, time_bar(r.stages_ms, longest)), total, numbers))
@@ -43,9 +43,9 @@ def times(case: Case) -> Markup:
     return tag("div", tag("table", top, tag("tbody", rows)), cls="scroll")
 
 
-def tokens(case: Case, shown: Shown, sheet: Sheet) -> Markup:
+def tokens(comparison: Comparison, run: MethodRun, canvas: Canvas) -> Markup:
     """Every kept token as a row, in the order of choice: what the pictures show, in words."""
-    s = shown.selection
+    s = run.selection
     became = roles(s)
     order = sorted(zip(s.order.tolist(), s.rows.tolist()))
     into = s.merged_into.tolist()
@@ -59,10 +59,10 @@ def tokens(case: Case, shown: Shown, sheet: Sheet) -> Markup:
     ]
     rows = []
     for rank, row in order:
-        merged = ", ".join(token_name(sheet, i) for i in eaten.get(row, [])) if row >= 0 else ""
+        merged = ", ".join(token_name(canvas, i) for i in eaten.get(row, [])) if row >= 0 else ""
         cells: list[Any] = [
             tag("td", rank + 1, cls="n"),
-            tag("td", token_name(sheet, row)),
+            tag("td", token_name(canvas, row)),
             tag("td", _stage(became[row])),
         ]
         cells += [tag("td", f"{v[row]:.3g}", cls="n") for _, v in scores]
@@ -104,7 +104,7 @@ def key(stages: Sequence[str] = ("focus", "scan", "absorbed"), asked: bool = Tru
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _answer_row(s: Shown, verdict: Any, cls: str | None) -> Markup:
+def _answer_row(s: MethodRun, verdict: Any, cls: str | None) -> Markup:
     share = f"{100 * s.keep / max(1, s.selection.total):.0f} %"
     split = (
         f" = {s.selection.n_focus} + {s.selection.n_scan}" if (s.selection.stage == Stage.SCAN).any() and s.rho else ""

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from fsr.adapters.llava_next import five_tiles
 from fsr.asking.load import load
-from fsr.cli.options import keep_value
+from fsr.asking.options import keep_value
 from fsr.errors import UsageError
 from fsr.evaluation.lmms.chat import batch_of, chat_of, cut, generate_arguments, to_device
 from fsr.evaluation.lmms.record import Ledger, counts_of, folder_of
 from fsr.methods import get
-from fsr.methods.in_llm.chain import Whole
+from fsr.methods.parts import KeepAll
 from fsr.pipeline.pruner import prune
 
 __all__ = ["Pruned"]
@@ -94,7 +94,7 @@ class Pruned(lmms):
         unpruned = str(method).lower() == "none"
         if unpruned and options:
             raise UsageError(f"method=none takes no options, but {', '.join(sorted(options))} was given.")
-        chosen = Whole() if unpruned else get(str(method).lower(), keep=keep_value(str(keep)), **options)
+        chosen = KeepAll() if unpruned else get(str(method).lower(), keep=keep_value(str(keep)), **options)
         self.batch_size, self.frames, self.five_tiles = int(batch_size), frames, five_tiles
         self.system_prompt = self._resolve_system_prompt(system_prompt)
         self.accelerator = Accelerator()

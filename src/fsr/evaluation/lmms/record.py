@@ -20,8 +20,8 @@ import torch
 import transformers
 from lmms_eval.api.instance import TokenCounts
 
-import fsr
 from fsr.pipeline.report import Report
+from fsr.version import __version__
 
 __all__ = ["Counts", "Ledger", "counts_of", "folder_of", "versions"]
 
@@ -54,9 +54,9 @@ def counts_of(report: Report | None, rows: int) -> list[Counts]:
     for picture, (selection, row) in enumerate(zip(report.selections, report.rows)):
         held = [(0, selection.kept)]  # (first layer, tokens from there on)
         depth = 1
-        if report.inside is not None:
-            depth = report.inside.depth
-            held += [(drop.layer, len(drop.rows[picture])) for drop in report.inside.drops]
+        if report.in_llm is not None:
+            depth = report.in_llm.depth
+            held += [(drop.layer, len(drop.rows[picture])) for drop in report.in_llm.drops]
         ends = [*(first for first, _ in held[1:]), depth]
         counts[row].pictures += 1
         counts[row].visual_tokens += selection.total
@@ -111,7 +111,7 @@ class Ledger:
 def versions() -> dict[str, str]:
     """Of everything that can change an answer."""
     return {
-        "fsr": fsr.__version__,
+        "fsr": __version__,
         "lmms_eval": version("lmms_eval"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -8,6 +8,6 @@ cut (see `columns`). Attention rows come from the outputs of the layer's own q a
 Threads may share the model: data of one call lives in a context variable, data of one prompt on its KV cache.
 """
 
-from fsr.pipeline.in_llm.hooks import Inside
+from fsr.pipeline.in_llm.hooks import InLLMHooks
 
-__all__ = ["Inside"]
+__all__ = ["InLLMHooks"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
-from fsr.methods.in_llm.base import Choice, InsideMethod
-from fsr.pipeline.in_llm.columns import Columns, Short
-from fsr.pipeline.in_llm.views import Scene
-from fsr.pipeline.report import Drop, InsideReport, Report
+from fsr.methods.in_llm import Choice, InLLMMethod
+from fsr.pipeline.in_llm.columns import Columns, DropColumns
+from fsr.pipeline.in_llm.views import LayerInputs
+from fsr.pipeline.report import Drop, InLLMReport, Report
 from fsr.pipeline.shorten import Run, shrink
 
 __all__ = ["Call", "Picture"]
@@ -89,18 +89,18 @@ class Call:
             self.valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
             self.columns, self.choosing = Columns(ids.shape[1]), True
 
-    def budgets(self, method: InsideMethod, step: int, depth: int) -> list[int]:
+    def budgets(self, method: InLLMMethod, step: int, depth: int) -> list[int]:
         """Tokens of each picture behind this drop."""
         return [min(method.budgets(p.entered, depth)[step], len(p.columns)) for p in self.pictures]
 
     @torch.no_grad()
-    def drop(self, method: InsideMethod, budgets: list[int], layer: int, scene: Scene) -> None:
+    def drop(self, method: InLLMMethod, budgets: list[int], layer: int, inputs: LayerInputs) -> None:
         """Let the method choose from every picture that has more than its budget, and record what stays."""
-        columns, valid, earlier = self.columns, self.valid, scene.earlier
+        columns, valid, earlier = self.columns, self.valid, inputs.earlier
         if columns is None or valid is None:
             return
         choices = [
-            method.choose(scene.view(p.row, p.columns, self.text_behind(p, valid)), k)
+            method.choose(inputs.view(p.row, p.columns, self.text_behind(p, valid)), k)
             if k < len(p.columns)
             else Choice(torch.arange(k, device=p.columns.device))
             for k, p in zip(budgets, self.pictures)
@@ -120,7 +120,7 @@ class Call:
                 merged.append((p.row, place[p.row, p.columns[c.merged.to(place.device)]], c.states))
             stay = c.rows.sort().values.to(p.columns.device)
             p.tokens, p.columns = p.tokens[stay], place[p.row, p.columns[stay]]
-        columns.drops.append(Short(layer, width, local, source, not bool(kept.all()), tuple(merged)))
+        columns.drops.append(DropColumns(layer, width, local, source, not bool(kept.all()), tuple(merged)))
         self.drops.append(Drop(method.name, layer, tuple(p.tokens for p in self.pictures)))
 
     def text_behind(self, picture: Picture, valid: Tensor) -> Tensor:
@@ -136,10 +136,10 @@ class Call:
         """The report, completed by what was dropped in a language model of `depth` layers."""
         n = len(self.report.selections)
         last = None if self.columns is None else self.columns.at(depth)
-        inside = InsideReport(
+        in_llm = InLLMReport(
             entered=tuple(s.kept for s in self.report.selections),
             depth=depth,
             drops=tuple(replace(d, rows=d.rows[:n]) for d in self.drops),
             columns=None if last is None else last.source,
         )
-        return replace(self.report, inside=inside, notes=(*self.report.notes, *inside.notes))
+        return replace(self.report, in_llm=in_llm, notes=(*self.report.notes, *in_llm.notes))

@@ -20,13 +20,13 @@ from transformers.cache_utils import DynamicLayer
 
 from fsr.errors import UsageError
 
-__all__ = ["Columns", "Short", "check_cache", "columns_of", "forget", "remember"]
+__all__ = ["Columns", "DropColumns", "check_cache", "columns_of", "forget", "remember"]
 
 _SLOT = "_fsr_columns"
 
 
 @dataclass(frozen=True)
-class Short:
+class DropColumns:
     """One drop.
 
     layer: the first decoder layer behind it; before: prompt columns that the layer in front of it holds.
@@ -58,14 +58,16 @@ class Columns:
     """All drops of one batch of prompts of `length` columns, first layer first."""
 
     length: int
-    drops: list[Short] = field(default_factory=list)
+    drops: list[DropColumns] = field(default_factory=list)
     _seen: dict[tuple[str, int], tuple[Any, int, Any]] = field(default_factory=dict)
 
-    def at(self, layer: int) -> Short | None:
+    def at(self, layer: int) -> DropColumns | None:
         """The drop that decides what this layer holds, or None where it holds everything."""
         return next((drop for drop in reversed(self.drops) if drop.layer <= layer), None)
 
-    def arguments(self, kwargs: dict[str, Any], drop: Short, later: int, queries: int, flash: bool) -> dict[str, Any]:
+    def arguments(
+        self, kwargs: dict[str, Any], drop: DropColumns, later: int, queries: int, flash: bool
+    ) -> dict[str, Any]:
         """A layer's keyword arguments cut to the columns behind `drop`.
 
         later: tokens behind the prompt that this layer will hold when it has run.
@@ -91,7 +93,7 @@ class Columns:
         """Drop what was kept for the layers of one forward."""
         self._seen.clear()
 
-    def _once(self, name: str, drop: Short, value: Any, later: int, make: Callable[[], Any]) -> Any:
+    def _once(self, name: str, drop: DropColumns, value: Any, later: int, make: Callable[[], Any]) -> Any:
         """All layers of one forward get the same objects: cut them once (and hold them, so `is` means the same)."""
         known = self._seen.get((name, drop.layer))
         if known is not None and known[0] is value and known[1] == later:

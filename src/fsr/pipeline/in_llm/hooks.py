@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.methods.in_llm.base import InsideMethod
+from fsr.methods.in_llm import InLLMMethod
 from fsr.pipeline.in_llm.call import Call
 from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, remember
-from fsr.pipeline.in_llm.views import Scene
+from fsr.pipeline.in_llm.views import LayerInputs
 from fsr.pipeline.kv_cache import cache_in
 from fsr.pipeline.report import Report
 from fsr.signals.attention import projections
 
-__all__ = ["Inside"]
+__all__ = ["InLLMHooks"]
 
-_call: ContextVar[Call | None] = ContextVar("fsr_inside_call", default=None)
+_call: ContextVar[Call | None] = ContextVar("fsr_in_llm_call", default=None)
 
 
-class Inside:
+class InLLMHooks:
     """Methods bound to the decoder layers of one model.
 
     Raises:
@@ -33,7 +33,7 @@ class Inside:
         UsageError: layers that this model does not have, or methods whose layers do not follow one another.
     """
 
-    def __init__(self, model: Any, placeholders: Sequence[int], methods: Sequence[InsideMethod]) -> None:
+    def __init__(self, model: Any, placeholders: Sequence[int], methods: Sequence[InLLMMethod]) -> None:
         self.model, self.placeholders, self.methods = model, sorted(placeholders), tuple(methods)
         self.decoder: Any = model.get_decoder()
         self.layers: Any = getattr(self.decoder, "layers", None)
@@ -42,7 +42,7 @@ class Inside:
                 f"{type(self.decoder).__name__} has no plain list of decoder layers: prune before the language model."
             )
         self.depth = len(self.layers)
-        self.steps: dict[int, tuple[InsideMethod, int]] = {}
+        self.steps: dict[int, tuple[InLLMMethod, int]] = {}
         for method in self.methods:
             for i, layer in enumerate(method.layers(self.depth)):
                 if self.steps and layer <= max(self.steps):
@@ -138,7 +138,7 @@ class Inside:
         if kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise UsageError(
                 "labels and a tensor of logits_to_keep count the columns of the whole prompt, and the last layers hold "
-                "fewer: read the logits themselves (pruned.last.inside.columns says whose they are)."
+                "fewer: read the logits themselves (pruned.last.in_llm.columns says whose they are)."
             )
         if call.columns is None:
             call.open(kwargs.get("input_ids"), kwargs.get("attention_mask"), self.placeholders)
@@ -209,8 +209,8 @@ class Inside:
             remember(cache, columns)
         if earlier is not None:
             kwargs = columns.arguments(kwargs, earlier, 0, hidden.shape[1], self._flash)
-        scene = Scene(self.decoder, index, hidden.detach(), kwargs, call.taps, call.valid, earlier)
-        call.drop(method, budgets, index, scene)
+        inputs = LayerInputs(self.decoder, index, hidden.detach(), kwargs, call.taps, call.valid, earlier)
+        call.drop(method, budgets, index, inputs)
 
     @property
     def _flash(self) -> bool:

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UnsupportedModelError
-from fsr.methods.in_llm.base import View
-from fsr.pipeline.in_llm.columns import Short
+from fsr.methods.in_llm import View
+from fsr.pipeline.in_llm.columns import DropColumns
 from fsr.signals.attention import projections
 from fsr.signals.language import attention_row, heads_of, joined_keys, rotated
 
-__all__ = ["Scene"]
+__all__ = ["LayerInputs"]
 
 
-class Scene:
+class LayerInputs:
     """Hidden states [B, S, D] in front of decoder layer `index`, and what the taps saw of the layer before it.
 
     arguments: the keyword arguments of layer `index`, for the columns that are still there.
-    taps: by (layer, "q" | "k" | "arguments" | "embeddings"), see `Inside`. valid: bool [B, S]. earlier: the drop
+    taps: by (layer, "q" | "k" | "arguments" | "embeddings"), see `InLLMHooks`. valid: bool [B, S]. earlier: the drop
         before, or None.
     """
 
@@ -33,7 +33,7 @@ class Scene:
         arguments: dict[str, Any],
         taps: dict[tuple[int, str], Any],
         valid: Tensor,
-        earlier: Short | None,
+        earlier: DropColumns | None,
     ) -> None:
         self.decoder, self.layers, self.index = decoder, decoder.layers, index
         self.hidden, self.arguments, self.taps = hidden, arguments, taps

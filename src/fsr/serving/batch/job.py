@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsr
 from fsr.errors import UsageError
-from fsr.methods.in_llm.chain import split
+from fsr.methods.parts import split
+from fsr.version import __version__
 
 __all__ = ["SETTINGS", "Job"]
 
@@ -49,8 +49,8 @@ class Job:
     @property
     def methods(self) -> list[Any]:
         """The method, or the members of a chain."""
-        outside, inside = split(self.method)
-        return [m for m in (outside, *inside) if m is not None]
+        before_llm, in_llm = split(self.method)
+        return [m for m in (before_llm, *in_llm) if m is not None]
 
     @property
     def keep(self) -> str:
@@ -61,7 +61,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """All that decides an answer, as JSON gives it back."""
         values = {
-            "fsr": fsr.__version__,
+            "fsr": __version__,
             "model": self.model,
             "method": " | ".join(m.name for m in self.methods),
             "relevance": self.relevance,

@@ -128,6 +128,6 @@ class Worker:
         if report is None or report.rows != tuple(range(len(questions))):
             raise UsageError(f"prompts of {self.job.model!r} do not hold one picture each: check its chat template.")
         texts = self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        drops = report.inside.drops if report.inside is not None else ()
+        drops = report.in_llm.drops if report.in_llm is not None else ()
         kept = [len(r) for r in drops[-1].rows] if drops else [s.kept for s in report.selections]
         return [Reply(text.strip(), None, s.total, k, s.n_focus) for text, s, k in zip(texts, report.selections, kept)]

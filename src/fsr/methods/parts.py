@@ -1,0 +1,47 @@
+"""Taking a method apart: what prunes before the language model, and what prunes inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsr.errors import UsageError
+from fsr.methods.base import Method, Picks
+from fsr.methods.chain import Chain
+from fsr.methods.in_llm import InLLMMethod
+from fsr.tokens import Selection, VisualTokens
+
+__all__ = ["KeepAll", "split"]
+
+
+@dataclass(frozen=True)
+class KeepAll(Method):
+    """Keeps every token: what stands in front of the language model when only methods inside it prune."""
+
+    name = "whole"
+    paper = "none"
+
+    keep: int | float = 1.0
+
+    def pick(self, tokens: VisualTokens, k: int) -> Picks:
+        """Never reached with keep = 1.0; a smaller budget is refused."""
+        raise UsageError("'whole' keeps every token: choose a method that prunes.")
+
+    def _whole(self, tokens: VisualTokens) -> Selection:
+        """Without the note that nothing was pruned: something will be, later."""
+        return replace(super()._whole(tokens), notes=())
+
+
+def split(method: Any) -> tuple[Method | None, tuple[InLLMMethod, ...]]:
+    """The part before and the part inside the language model.
+
+    Raises:
+        UsageError: not a method at all.
+    """
+    if isinstance(method, Chain):
+        return method.before_llm, method.in_llm
+    if isinstance(method, InLLMMethod):
+        return None, (method,)
+    if isinstance(method, Method):
+        return method, ()
+    raise UsageError(f"{method!r} is no pruning method: give one, for example FSR(keep=64), or several chained with |.")

@@ -1,0 +1,74 @@
+"""Pruning inside the language model in every family: prefill against the naive run, steps with cache against none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import families
+from fsr import UnsupportedModelError, UsageError, prune
+from fsr.adapters import find
+from fsr.methods import Dart, FastV, PyramidDrop, SparseVLM
+from naive import Naive
+
+REFUSED = {"qwen3-vl": UnsupportedModelError, "gemma3": UsageError}  # deepstack, sliding windows
+METHODS = {
+    "fastv": lambda layer: FastV(layer=layer, keep=3),
+    "dart": lambda layer: Dart(layer=layer, keep=3),
+    "pyramiddrop": lambda layer: PyramidDrop(at=(layer,), keep=3),
+    "sparsevlm": lambda layer: SparseVLM(at=(layer,), keep=3),
+}
+
+
+def pictures_of(model, ids, report):
+    """(row, columns) of every picture or clip in prompt order."""
+    marks = torch.tensor(sorted(find(model).placeholder_ids().values()))
+    out = []
+    for row in range(ids.shape[0]):
+        places = torch.isin(ids[row], marks).nonzero().squeeze(-1)
+        for selection, own in zip(report.selections, report.rows):
+            if own == row:
+                out.append((row, places[: selection.kept]))
+                places = places[selection.kept :]
+    return out
+
+
+def check(name, method, layer):
+    model, eager = families.model_of(name), families.FAMILIES[name].build("eager")
+    eager.load_state_dict(model.state_dict())
+    inputs = families.prompts(name, families.mixed(name))
+    options = dict(max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    with prune(model, method) as pruned, torch.no_grad():
+        runs = [model.generate(**inputs, **options, use_cache=use) for use in (True, False)]
+        logits = model(**inputs).logits[:, -1]
+        report = pruned.last
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+    for with_cache, without in zip(runs[0].logits, runs[1].logits):
+        torch.testing.assert_close(with_cache, without, atol=2e-5, rtol=1e-5)
+    ids = inputs.pop("input_ids")
+    pictures = pictures_of(model, ids, report)
+    naive = Naive(eager, [(layer, method, 0)], prefix=name == "paligemma")
+    slow = naive.run(ids, inputs.pop("attention_mask"), pictures, **inputs)
+    torch.testing.assert_close(logits, slow[:, -1], atol=2e-5, rtol=1e-5)
+    (drop,) = report.in_llm.drops
+    assert all(torch.equal(w[rows], stay) for (_, w), rows, stay in zip(pictures, drop.rows, naive.chosen[layer]))
+    assert all(len(rows) == 3 for rows in drop.rows)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("name", [n for n in families.FAMILIES if n not in REFUSED])
+def test_family(name, method):
+    check(name, METHODS[method](1), 1)
+
+
+def test_deepstack_is_behind_the_layers_that_use_it():
+    with pytest.raises(UnsupportedModelError, match="adds visual features by column"):
+        prune(families.model_of("qwen3-vl"), FastV(layer=1, keep=3))
+    check("qwen3-vl", FastV(layer=2, keep=3), 2)
+
+
+def test_sliding_windows_are_refused():
+    inputs = families.prompts("gemma3", families.mixed("gemma3"))
+    model = families.model_of("gemma3")
+    with prune(model, FastV(layer=1, keep=3)), pytest.raises(UsageError, match="sliding window"):
+        model.generate(**inputs, max_new_tokens=2)
