@@ -223,6 +223,58 @@ def mini_visionzip(folder: Path) -> Bench:
     return bench
 
 
+def mini_again(folder: Path) -> Bench:
+    """bfloat16, pictures encoded again beside others: the encoder's cache holds few of them, the prefix cache all.
+
+    The same conversation goes on with another last turn. Its picture's tokens are partly in the prefix cache; for the
+    rest it is encoded anew, alone instead of with three others.
+    """
+    from fsr.serving.vllm.memory import ChoiceMemory
+
+    bench = Bench(
+        checkpoints.MINI, "LlavaForConditionalGeneration", FSR(keep=64), dtype="bfloat16", max_num_batched_tokens=256,
+    )  # fmt: skip
+    (model,) = bench.llm.apply_model(lambda model: model)
+    rows: dict[str, list[list[int]]] = {}
+    passes: list[int] = []
+    prune_pictures, features_of = model.prune_pictures, model.features_of
+
+    def pruned(given: Any, requests: Any) -> Any:
+        out = prune_pictures(given, requests)
+        for request, chosen in zip(requests, out):
+            rows.setdefault(request.picture, []).append(chosen.rows.tolist())
+        return out
+
+    def encoded(given: Any) -> Any:
+        passes.append(sum(model.tower_tokens(given)))
+        return features_of(given)
+
+    model.prune_pictures, model.features_of = pruned, encoded
+    first, second = QUESTIONS[0], "what is in this picture?"
+    for name, entries, at in (("forgetful", 0, 0), ("remembering", 8192, AGAIN)):
+        model.fsr_memory = ChoiceMemory(entries)
+        rows.clear()
+        pictures = [shifted(i) for i in range(at, at + AGAIN)]
+        for i in range(0, AGAIN, 4):
+            bench.ask([Case(first, [p], fsr_question=first) for p in pictures[i : i + 4]])
+        cached = [bench.ask([Case(second, [p], fsr_question=first)])[0].num_cached_tokens for p in pictures]
+        bench.cases[name] = {
+            "encoded again": sum(len(r) > 1 for r in rows.values()),
+            "changed": sum(any(r != seen[0] for r in seen) for seen in rows.values()),
+            "cached": min(cached), "largest pass": max(passes), "tally": str(model.fsr_tally),
+        }  # fmt: skip
+    return bench
+
+
+AGAIN = 40
+
+
+def shifted(number: int) -> Image.Image:
+    """One of the four scenes, turned and cut a little, so that no two are the same."""
+    scene = scenes()[number % 4]
+    return scene.rotate(number // 4 + 1, Image.Resampling.BILINEAR).crop((number % 7, 0, scene.width, scene.height))
+
+
 def llava_next(folder: Path) -> Bench:
     """Tiles, unpadding, newlines."""
     bench = _tiny(folder, "llava-next", "LlavaNext", FSR(keep=9), relevance="embedding")
@@ -315,7 +367,8 @@ def _program(bench: Bench, pictures: list[Image.Image], wide: int) -> Bench:
 SUITES: dict[str, Callable[[Path], Bench]] = {
     f.__name__: f
     for f in (
-        mini_fsr, mini_visionzip, llava_next, llava_onevision, internvl, gemma3, qwen2, qwen2_5, qwen3, qwen3_moe,
+        mini_fsr, mini_visionzip, mini_again, llava_next, llava_onevision, internvl, gemma3,
+        qwen2, qwen2_5, qwen3, qwen3_moe,
     )
 }  # fmt: skip
 

@@ -120,9 +120,7 @@ class EngineSettings:
         """
         refuse_near_misses(arguments)
         if (name := named_method(arguments, METHOD, self.method.name)) != self.method.name:
-            raise UsageError(
-                f"{METHOD}={name}: this engine prunes by {self.method.name}; the method is set at its start."
-            )
+            raise UsageError(f"{METHOD}={name}: this engine was started with {self.method.name}; leave it out.")
         return budget_of(arguments, KEEP, self.keep)
 
     def question_of(self, arguments: Mapping[str, object]) -> str | None:

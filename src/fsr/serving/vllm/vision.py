@@ -138,6 +138,7 @@ class PrunedVision:
         if all(k is not None or not r.keep for k, r in zip(known, requests)):
             features = self.features_of(given)
             chosen: list[Chosen | None] = [None] * len(requests)
+            spent = 0.0
         else:
             numbers = set(self._fsr_layers().values())
             with watch({n: self.attention(n) for n in numbers}, **self.watched_modules()) as seen:
@@ -148,7 +149,7 @@ class PrunedVision:
             began = time.perf_counter()
             chosen = self._choose(self.seen_as(main, seen, given), seen, requests, known)
             wait(device)
-            self.fsr_tally.selected(1e3 * (time.perf_counter() - began), backend_name(device))
+            spent = 1e3 * (time.perf_counter() - began)
         out = []
         for whole, request, remembered, new in zip(features, requests, known, chosen):
             kept = new if remembered is None else remembered.again(whole[:, : self.feature_width])
@@ -157,9 +158,12 @@ class PrunedVision:
                 continue
             if remembered is None:
                 self.fsr_memory.put(request, kept, whole[:, : self.feature_width])
-            self.fsr_tally.encoded(len(kept.rows), len(whole), remembered is not None)
+            if request.picture:
+                self.fsr_tally.encoded(len(kept.rows), len(whole), remembered is not None)
             rest = () if self.feature_width is None else (whole[kept.rows, self.feature_width :],)
             out.append(Chosen(torch.cat([kept.features, *rest], dim=-1), kept.rows))
+        if spent and any(r.picture for r in requests):
+            self.fsr_tally.selected(spent, backend_name(features[0].device))
         return out
 
     def _choose(
