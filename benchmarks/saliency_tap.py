@@ -26,7 +26,8 @@ from transformers.initialization import no_init_weights
 
 from fsr.profiling.configs import named
 from fsr.profiling.random_weights import fill
-from fsr.signals.attention import cls_attention, record_layers
+from fsr.signals.attention import cls_attention
+from fsr.signals.tap import record_layers
 from fsr.timing import wait
 
 BAR = 0.03

@@ -43,6 +43,7 @@ from family_models import (  # noqa: F401  (tests take them from here)
     siglip_vision,
     text,
 )
+from family_models_recent import qwen_recent
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,21 @@ FAMILIES = {
         Family("qwen2-vl", _qwen("2"), _packed, _packed_clip, types="mm_token_type_ids"),
         Family("qwen2.5-vl", _qwen("2_5"), _packed, _packed_clip, types="mm_token_type_ids"),
         Family("qwen3-vl", _qwen("3"), _packed, _packed_clip, video_marks=_stamped, types="mm_token_type_ids"),
+        *(
+            Family(
+                name,
+                qwen_recent(stem, "moe" in name),
+                _packed,
+                _packed_clip,
+                video_marks=_stamped,
+                types="mm_token_type_ids",
+            )
+            for name, stem in {
+                "qwen3-vl-moe": "Qwen3VLMoe",
+                "qwen3.5": "Qwen3_5",
+                "qwen3.5-moe": "Qwen3_5Moe",
+            }.items()
+        ),
         Family("internvl", _internvl, _tiles),
         Family("gemma3", _gemma3, _plain, types="token_type_ids"),
         Family("paligemma", _paligemma, _plain, types="token_type_ids"),

@@ -13,17 +13,13 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tiny
 from fsr import UnsupportedModelError
 from fsr.adapters import find
-from fsr.signals.attention import (
-    attention_layers,
-    cls_attention,
-    eager_if_compiled,
-    received_attention,
-    record_layers,
-)
+from fsr.signals.attention import cls_attention, received_attention
+from fsr.signals.tap import attention_layers, eager_if_compiled, record_layers
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +88,6 @@ def test_shared_key_heads():
 @torch.no_grad()
 def test_packed_rotary_tower(monkeypatch):
     """Qwen2.5-VL: one qkv projection, rotary embedding, pictures packed; q and k as attention gets them."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
 
     config = Qwen2_5_VLConfig(
@@ -159,6 +154,74 @@ def test_adapter_reads_the_layer_of_the_features(single):
         assert torch.allclose(unit.extra["last_keys"], k[0, 1:], atol=1e-5)
 
 
+def eager_maps(tower, run):
+    """Attention matrices of every layer of a copy that runs eagerly, by hooks of the test's own: per layer
+    [B, H, T, T]."""
+    slow, maps = copy.deepcopy(tower), []
+    slow.set_attn_implementation("eager")
+    handles = [m.register_forward_hook(lambda m, a, out: maps.append(out[1])) for m in attention_layers(slow)]
+    run(slow)
+    for handle in handles:
+        handle.remove()
+    return maps
+
+
+@torch.no_grad()
+def test_rotary_in_two_dimensions_and_masks():
+    """Towers whose rotary forms are their own: Pixtral (pictures apart by a mask), Gemma 4 (padding), Llama 4 ([CLS]
+    last)."""
+    from transformers import Gemma4VisionConfig, Gemma4VisionModel, PixtralVisionConfig, PixtralVisionModel
+    from transformers.models.llama4.configuration_llama4 import Llama4VisionConfig
+    from transformers.models.llama4.modeling_llama4 import Llama4VisionModel
+
+    size = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    size |= dict(attn_implementation="sdpa")
+    noise = torch.Generator().manual_seed(5)
+
+    tower = tiny.sharpen(PixtralVisionModel(PixtralVisionConfig(**size, image_size=64, patch_size=8)), 3)
+    pictures = torch.randn(2, 3, 40, 32, generator=noise)
+    run = lambda t: t(pictures, image_sizes=[(40, 32), (24, 16)])
+    with record_layers(tower, [1]) as states:
+        run(tower)
+    got, expected = states(1), eager_maps(tower, run)[1][0].mean(0)
+    ours = received_attention(got.q, got.k, got.scale, got.segments, got.mask, block=7)[0]
+    assert torch.allclose(ours, torch.cat([expected[:20, :20].mean(0), expected[20:, 20:].mean(0)]), atol=1e-6)
+    assert expected[:20, 20:].abs().max() == 0 and ours.sum() == pytest.approx(2)
+
+    config = Gemma4VisionConfig(
+        **size, head_dim=8, num_key_value_heads=2, patch_size=4, pooling_kernel_size=2, position_embedding_size=64
+    )
+    tower = tiny.sharpen(Gemma4VisionModel(config), 3)
+    places = torch.full((2, 16, 2), -1)
+    for i, (rows, cols) in enumerate(((4, 4), (2, 4))):
+        y, x = torch.arange(rows).repeat_interleave(cols), torch.arange(cols).repeat(rows)
+        places[i, : rows * cols] = torch.stack([x, y], -1)
+    pictures = torch.rand(2, 16, 48, generator=noise)
+    run = lambda t: t(pictures, pixel_position_ids=places)
+    with record_layers(tower, [1]) as states:
+        run(tower)
+    got, expected = states(1), eager_maps(tower, run)[1].mean(1)
+    ours = received_attention(got.q, got.k, got.scale, got.segments, got.mask, block=7)
+    assert torch.allclose(ours[0], expected[0].mean(0), atol=1e-6)
+    assert torch.allclose(ours[1, :8], expected[1, :8, :8].mean(0), atol=1e-6) and ours[1, 8:].abs().max() == 0
+
+    config = Llama4VisionConfig(
+        **{**size, "intermediate_size": 128},  # what its pixel shuffle makes
+        image_size=32,
+        patch_size=8,
+        projector_input_dim=32,
+        projector_output_dim=32,
+        vision_output_dim=32,
+    )
+    tower = tiny.sharpen(Llama4VisionModel(config), 3)
+    run = lambda t: t(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    with record_layers(tower, [1]) as states:
+        run(tower)
+    got = states(1)
+    ours = received_attention(got.q, got.k, got.scale, got.segments, got.mask)
+    assert torch.allclose(ours, eager_maps(tower, run)[1].mean((1, 2)), atol=1e-6)
+
+
 def test_threads_do_not_mix(pixels):
     tower, _ = towers("clip")
 
@@ -173,6 +236,7 @@ def test_threads_do_not_mix(pixels):
     with ThreadPoolExecutor(8) as pool:
         assert all(torch.equal(r, expected[i % 3]) for i, r in enumerate(pool.map(one, range(48))))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in attention_layers(tower))
+    assert "get_interface" not in ALL_ATTENTION_FUNCTIONS.__dict__
 
 
 def test_missing_states_are_an_error(pixels):
@@ -189,6 +253,22 @@ def test_missing_states_are_an_error(pixels):
     with torch.no_grad(), eager_if_compiled(compiled), record_layers(compiled, [-2]) as states:
         compiled(pixels)
     assert states(-2).q.shape == (3, 4, 1 + tiny.TOKENS, 8)
+
+
+def test_failures_leave_nothing_behind(pixels):
+    """A tower that breaks off inside the tapped layer, and a layer whose attention does not go through Transformers."""
+    tower, _ = towers("clip")
+    layer = attention_layers(tower)[1]
+    layer.out_proj.register_forward_hook(lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError), record_layers(tower, [1, 1]):
+        tower(pixels)
+    own = torch.nn.Sequential(torch.nn.Identity())
+    own.qkv = torch.nn.Identity()
+    with record_layers(own, [0]) as states:
+        own(pixels)
+    with pytest.raises(UnsupportedModelError, match="computes attention by itself"):
+        states(0)
+    assert "get_interface" not in ALL_ATTENTION_FUNCTIONS.__dict__
 
 
 def test_runs_are_stacked(pixels):

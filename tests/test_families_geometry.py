@@ -16,7 +16,7 @@ from PIL import Image
 
 import families
 from fsr.adapters import find, qwen2_vl
-from fsr.signals.attention import attention_layers
+from fsr.signals.tap import attention_layers
 
 SALIENCY = frozenset({"saliency"})
 

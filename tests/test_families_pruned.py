@@ -34,7 +34,7 @@ def by_hand(name, model, inputs, selections):
             keep[mine] = False
             keep[mine[unit.rows]] = True
             embeds[0, mine[unit.rows]] = unit.features
-        if name == "qwen3-vl" and (ids == token).any():
+        if name.startswith("qwen3-vl") and (ids == token).any():
             names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
             out = run(*(inputs[n] for n in names[modality]), return_dict=True)
             for layer, value in enumerate(out.deepstack_features):

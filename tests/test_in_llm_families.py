@@ -11,7 +11,9 @@ from fsr.adapters import find
 from fsr.methods import Dart, FastV, PyramidDrop, SparseVLM
 from naive import Naive
 
-REFUSED = {"qwen3-vl": UnsupportedModelError, "gemma3": UsageError}  # deepstack, sliding windows
+DEEPSTACK = ("qwen3-vl", "qwen3-vl-moe")
+HYBRID = ("qwen3.5", "qwen3.5-moe")  # three of four layers are recurrent
+SLIDING = ("gemma3",)
 METHODS = {
     "fastv": lambda layer: FastV(layer=layer, keep=3),
     "dart": lambda layer: Dart(layer=layer, keep=3),
@@ -56,19 +58,30 @@ def check(name, method, layer):
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize("name", [n for n in families.FAMILIES if n not in REFUSED])
+@pytest.mark.parametrize("name", [n for n in families.FAMILIES if n not in (*DEEPSTACK, *HYBRID, *SLIDING)])
 def test_family(name, method):
     check(name, METHODS[method](1), 1)
 
 
-def test_deepstack_is_behind_the_layers_that_use_it():
+@pytest.mark.parametrize("name", DEEPSTACK)
+def test_deepstack_is_behind_the_layers_that_use_it(name):
     with pytest.raises(UnsupportedModelError, match="adds visual features by column"):
-        prune(families.model_of("qwen3-vl"), FastV(layer=1, keep=3))
-    check("qwen3-vl", FastV(layer=2, keep=3), 2)
+        prune(families.model_of(name), FastV(layer=1, keep=3))
+    check(name, FastV(layer=2, keep=3), 2)
 
 
-def test_sliding_windows_are_refused():
-    inputs = families.prompts("gemma3", families.mixed("gemma3"))
-    model = families.model_of("gemma3")
+@pytest.mark.parametrize("name", HYBRID)
+def test_recurrent_layers_are_refused(name):
+    model = families.model_of(name)
+    before = set(model.__dict__)
+    with pytest.raises(UnsupportedModelError, match=r"3 of 4 layers .* are recurrent"):
+        prune(model, FastV(layer=3, keep=3))
+    assert set(model.__dict__) == before
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_sliding_windows_are_refused(name):
+    inputs = families.prompts(name, families.mixed(name))
+    model = families.model_of(name)
     with prune(model, FastV(layer=1, keep=3)), pytest.raises(UsageError, match="sliding window"):
         model.generate(**inputs, max_new_tokens=2)

@@ -6,6 +6,7 @@ __all__ = [
     "BudgetError",
     "FSRError",
     "FeatureError",
+    "PictureError",
     "QuestionError",
     "RelevanceError",
     "UnsupportedModelError",
@@ -26,7 +27,7 @@ class FeatureError(FSRError):
 
 
 class QuestionError(FSRError):
-    """The method needs the question and none was given or found in the prompt."""
+    """The method needs the question and none was given or found in the prompt, or the processor cannot take it."""
 
 
 class RelevanceError(FSRError):
@@ -39,3 +40,7 @@ class UnsupportedModelError(FSRError):
 
 class UsageError(FSRError):
     """A combination of arguments that makes no sense; the message says which."""
+
+
+class PictureError(UsageError):
+    """A picture that cannot be opened, or that this model's processor cannot take; another one may do."""

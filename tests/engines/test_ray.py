@@ -209,7 +209,7 @@ def test_a_row_that_the_processor_or_the_method_refuses_harms_no_other(worker, e
     rows = [r for r in read_rows(worker.job.source) if r.id in ("q0", "q1", "q2")]
     rows.insert(1, Row("placeholder", "0000.png", "what is <image> ?"))
     said = {r["id"]: r for r in worker.answers(rows)}
-    assert "processor refuses" in said["placeholder"]["error"] and said["placeholder"]["answer"] is None
+    assert "control token" in said["placeholder"]["error"] and said["placeholder"]["answer"] is None
     assert {i: said[i]["answer"] for i in ("q0", "q1", "q2")} == {i: expected[i][0] for i in ("q0", "q1", "q2")}
 
     generate = worker.model.generate

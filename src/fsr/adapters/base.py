@@ -29,14 +29,8 @@ from torch import Tensor, nn
 from fsr.adapters.containers import rebuild
 from fsr.adapters.vision_call import call_vision
 from fsr.errors import UnsupportedModelError
-from fsr.signals.attention import (
-    LayerStates,
-    attention_layers,
-    cls_attention,
-    eager_if_compiled,
-    received_attention,
-    record_layers,
-)
+from fsr.signals.attention import LayerStates, cls_attention, received_attention
+from fsr.signals.tap import attention_layers, eager_if_compiled, record_layers
 from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
 
@@ -290,5 +284,5 @@ class Adapter(ABC):
         if name.endswith("keys"):
             return states.mean_keys[:, int(self.has_cls) :]
         if self.has_cls:
-            return cls_attention(states.q, states.k, states.scale)
-        return received_attention(states.q, states.k, states.scale, states.segments)
+            return cls_attention(states.q, states.k, states.scale, states.mask)
+        return received_attention(states.q, states.k, states.scale, states.segments, states.mask)

@@ -53,7 +53,8 @@ class GenericAdapter(Adapter):
         if not name.endswith("saliency"):
             return super().signal_of(name, states)
         states = states.one_head() if name.startswith("last") else states
-        return received_attention(states.q, states.k, states.scale, states.segments)[:, int(self.has_cls) :]
+        got = received_attention(states.q, states.k, states.scale, states.segments, states.mask)
+        return got[:, int(self.has_cls) :]
 
     def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
         """Scores averaged over the square block of patches behind each token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fsr.errors import QuestionError, UsageError
+from fsr.asking.chat import chat_batch, chat_inputs
 from fsr.pipeline.prepare import Report
 from fsr.pipeline.pruner import prune
 from fsr.tokens import Selection
@@ -31,40 +31,6 @@ class Answer:
     def selection(self) -> Selection | None:
         """The selection of the only picture."""
         return self.report.selections[0] if self.report else None
-
-
-def chat_inputs(processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
-    """One user turn with a picture through the processor's chat template.
-
-    Raises:
-        QuestionError: the question is empty. UsageError: the processor has no chat template.
-    """
-    return chat_batch(processor, [image], [question])
-
-
-def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
-    """The same for B pictures with a question each, padded on the left: `input_ids` [B, L] and so on."""
-    if not all(question.strip() for question in questions):
-        raise QuestionError("the question is empty: write what you want to know about the picture.")
-    if not getattr(processor, "chat_template", None):
-        raise UsageError(
-            "this model's processor has no chat template: set processor.chat_template, or use prune() with "
-            "a prompt of your own."
-        )
-    turns = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-        for image, question in zip(images, questions)
-    ]
-    return dict(
-        processor.apply_chat_template(
-            turns,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
-    )
 
 
 def answer(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsr.adapters import find
-from fsr.asking.answer import chat_inputs
+from fsr.asking.chat import chat_inputs
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
 from fsr.pipeline.encode import EncodedPrompt, encode

@@ -26,6 +26,13 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UsageError(f"unknown device {name!r}: use auto, cpu or cuda.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is visible to torch: use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no device {name!r}: torch sees {torch.cuda.device_count()}, numbered from 0.")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()  # a meta device has no values, others are not built in
+        except Exception as error:  # each backend raises its own
+            raise UsageError(f"device {name!r} does not work here: use auto, cpu or cuda.") from error
     return device
 
 
@@ -36,7 +43,7 @@ def load(
     given. attention: Transformers' `attn_implementation`, its own choice unless given.
 
     Raises:
-        UsageError: no such embedded model, no such folder, or the hub cannot be reached.
+        UsageError: no such embedded model, no such folder, a damaged file in it, or the hub cannot be reached.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -59,7 +66,7 @@ def load(
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto", attn_implementation=attention)
         processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = " ".join(str(error).split())[:300]
+    except Exception as error:  # readers of configs, weights and tokenizers raise anything on damaged files
+        first = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(f"cannot load model {name!r}: {first}") from error
     return model.eval().to(where), processor

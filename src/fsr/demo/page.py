@@ -13,7 +13,7 @@ from fsr.asking.images import bundled_scene
 from fsr.demo.models import OfferedModels, method_names
 from fsr.demo.sessions import Sessions
 from fsr.demo.uploads import Uploads
-from fsr.errors import FSRError
+from fsr.errors import FSRError, PictureError
 from fsr.view.comparison import Comparison
 from fsr.view.html import Markup, join, tag
 from fsr.view.report import render
@@ -78,9 +78,13 @@ def build(models: OfferedModels, folder: Path) -> tuple[gr.Blocks, Sessions]:
         visitor = str(request.session_hash)
         image = uploads.open(picture, visitor)
         names = [method] if other in (NONE, method) else [method, other]
-        comparison = sessions.of(visitor).ask(
-            image, question or "", model, names, int(keep), lambda share, text: progress(share, desc=text)
-        )
+        try:
+            comparison = sessions.of(visitor).ask(
+                image, question or "", model, names, int(keep), lambda share, text: progress(share, desc=text)
+            )
+        except PictureError:
+            uploads.refuse(picture, visitor)
+            raise
         total = comparison.unpruned.selection.total
         fits = gr.update(maximum=total) if keep <= total else gr.update(maximum=total, value=total)
         return answer_html(comparison), report_html(comparison), fits

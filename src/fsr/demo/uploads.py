@@ -55,11 +55,24 @@ class Uploads:
             self._held.setdefault(visitor, {})[str(file)] = picture
         return picture
 
-    def forget(self, visitor: str) -> None:
-        """Delete what the visitor uploaded, unless another visitor sent the same file or it belongs to the page."""
+    def refuse(self, payload: Any, visitor: str) -> None:
+        """Delete one picture of the visitor's that turned out to be of no use."""
         with self._lock:
-            mine = self._held.pop(visitor, {})
+            mine = self._held.get(visitor, {})
+            file = os.path.realpath(str(payload.get("path"))) if isinstance(payload, dict) else ""
+            found = {file: mine.pop(file)} if file in mine else {}
+        self._delete(found)
+
+    def forget(self, visitor: str) -> None:
+        """Delete what the visitor uploaded."""
+        with self._lock:
+            found = self._held.pop(visitor, {})
+        self._delete(found)
+
+    def _delete(self, found: dict[str, Image.Image]) -> None:
+        """Unless another visitor sent the same file or it belongs to the page."""
+        with self._lock:
             others = {path for held in self._held.values() for path in held}
-        for path, picture in mine.items():
+        for path, picture in found.items():
             if path not in others and picture.tobytes() not in self._own:
                 Path(path).unlink(missing_ok=True)

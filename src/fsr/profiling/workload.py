@@ -87,7 +87,7 @@ def from_config(
 
 def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None) -> Workload:
     """`mini`, a folder or a hub id, asked about the bundled scene through its own processor."""
-    from fsr.asking.answer import chat_inputs
+    from fsr.asking.chat import chat_inputs
     from fsr.asking.images import bundled_scene
     from fsr.asking.load import load
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.signals.attention import hook_lock
+from fsr.signals.tap import hook_lock
 
 __all__ = ["TextCache"]
 

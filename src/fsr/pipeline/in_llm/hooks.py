@@ -37,7 +37,14 @@ class InLLMHooks:
         self.model, self.placeholders, self.methods = model, sorted(placeholders), tuple(methods)
         self.decoder: Any = model.get_decoder()
         self.layers: Any = getattr(self.decoder, "layers", None)
-        if not isinstance(self.layers, nn.ModuleList) or not all(hasattr(m, "self_attn") for m in self.layers):
+        attends = [hasattr(m, "self_attn") for m in self.layers] if isinstance(self.layers, nn.ModuleList) else []
+        if any(attends) and not all(attends):
+            raise UnsupportedModelError(
+                f"{len(attends) - sum(attends)} of {len(attends)} layers of {type(self.decoder).__name__} are "
+                "recurrent: their state keeps what is dropped, and they have no attention map to choose by. Prune "
+                "before the language model."
+            )
+        if not attends or not all(attends):
             raise UnsupportedModelError(
                 f"{type(self.decoder).__name__} has no plain list of decoder layers: prune before the language model."
             )

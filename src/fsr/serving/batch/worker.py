@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fsr.asking.answer import chat_batch
+from fsr.asking.chat import chat_batch
 from fsr.asking.images import bundled_scene
 from fsr.asking.load import load
-from fsr.errors import FeatureError, FSRError, QuestionError, UsageError
+from fsr.errors import FeatureError, FSRError, PictureError, QuestionError, UsageError
 from fsr.pipeline.pruner import prune
 from fsr.serving.batch.inputs import Row
 from fsr.serving.batch.job import SETTINGS, Job
@@ -27,10 +27,6 @@ from fsr.serving.batch.pictures import Pictures
 from fsr.serving.batch.results import part_file, write_part
 
 __all__ = ["Reply", "Worker"]
-
-
-class _RowError(Exception):
-    """The processor refuses one of these prompts."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Worker:
             self.model, self.processor = load(job.model, job.device)
             self.pruned = prune(self.model, job.method, processor=self.processor, relevance=job.relevance).apply()
             self.together([bundled_scene()], ["what is this?"])
-        except (FSRError, _RowError) as error:
+        except FSRError as error:
             self.refused = str(error)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +98,7 @@ class Worker:
         try:
             replies = self.together([picture for _, picture in ready], [row.question or "" for row, _ in ready])
             return {row.id: reply for (row, _), reply in zip(ready, replies)}
-        except (_RowError, FeatureError, QuestionError) as error:
+        except (PictureError, FeatureError, QuestionError) as error:
             if len(ready) == 1:
                 return {ready[0][0].id: Reply(error=str(error))}
         found: dict[str, Reply] = {}
@@ -112,13 +108,7 @@ class Worker:
 
     def together(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> list[Reply]:
         """One call of the model's own `generate`, prompts padded on the left."""
-        try:
-            made = chat_batch(self.processor, pictures, questions)
-        except Exception as error:
-            # A picture too narrow, the picture's own placeholder in a question: processors raise anything then. That
-            # this one works at all, the bundled scene has shown.
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise _RowError(f"the model's processor refuses this picture or question ({reason}).") from error
+        made = chat_batch(self.processor, pictures, questions)
         inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in made.items()}
         with torch.inference_mode():
             out = self.model.generate(
