@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "shims")]
 
 import torchvision_schemas  # noqa: E402, F401  (before anything that imports torchvision)
 import transformers as t  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 import families  # noqa: E402
 import tiny  # noqa: E402
@@ -103,7 +105,14 @@ def _gemma3() -> tuple[Any, Any]:
         image_token_index=families.IMAGE, mm_tokens_per_image=16, boi_token_index=families.OPEN,
         eoi_token_index=families.CLOSE,
     )  # fmt: skip
-    return t.Gemma3ForConditionalGeneration(config), torchvision_families.processor_of("gemma3")
+    processor = torchvision_families.processor_of("gemma3")
+    # vLLM looks for four tokens of line breaks, which every Gemma has.
+    told = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    for breaks, number in enumerate(range(75, 79), start=1):
+        told["model"]["vocab"].pop(f"<unused{number}>")
+        told["model"]["vocab"]["\n" * breaks] = number
+    processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
+    return t.Gemma3ForConditionalGeneration(config), processor
 
 
 def _onevision() -> tuple[Any, Any]:

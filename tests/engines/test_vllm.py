@@ -17,7 +17,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed here: make test
 
 HERE = Path(__file__).resolve().parent
 # Log-probabilities of the chosen tokens, float32: what the order of summation leaves.
-GAP = 1e-5
+GAP = 2e-5
 
 
 def told(suite, folder):
@@ -65,11 +65,11 @@ def test_a_peer_without_a_question_in_chunks(tmp_path):
 
 def test_a_picture_keeps_its_choice(tmp_path):
     """bfloat16, encoder cache gone, prefix cache alive: without the memory some pictures change their tokens, with it
-    none. The scheduler puts four pictures of 64 tokens into a step; the tower never works on more than its budget."""
+    none. The scheduler puts eight pictures of 64 tokens into a step; the tower takes four of 144 at a time."""
     cases = told("mini_again", tmp_path)
     for case in cases.values():
         assert case["encoded again"] == 40 and case["cached"] >= 32
-        assert case["largest pass"] <= 256
+        assert case["largest pass"] == 4 * 144 <= 600
     assert cases["forgetful"]["changed"] > 0 == cases["remembering"]["changed"]
     assert "40 choices remembered" in cases["remembering"]["tally"]
 

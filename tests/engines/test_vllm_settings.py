@@ -27,6 +27,8 @@ def test_overrides_carry_a_method():
     with pytest.raises(UnsupportedModelError, match="LlavaNextForConditionalGeneration") as refused:
         overrides(FSR(keep=8), "GemmaForCausalLM")
     assert all(name in str(refused.value) for name in ARCHITECTURES)
+    with pytest.raises(UnsupportedModelError, match="bfloat16 only"):
+        overrides(FSR(keep=8), "Qwen3_5ForConditionalGeneration")
     with pytest.raises(UsageError, match="does not prune before"):
         overrides(get("fastv", keep=8), "LlavaForConditionalGeneration")
 

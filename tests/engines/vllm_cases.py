@@ -232,7 +232,7 @@ def mini_again(folder: Path) -> Bench:
     from fsr.serving.vllm.memory import ChoiceMemory
 
     bench = Bench(
-        checkpoints.MINI, "LlavaForConditionalGeneration", FSR(keep=64), dtype="bfloat16", max_num_batched_tokens=256,
+        checkpoints.MINI, "LlavaForConditionalGeneration", FSR(keep=64), dtype="bfloat16", max_num_batched_tokens=600,
     )  # fmt: skip
     (model,) = bench.llm.apply_model(lambda model: model)
     rows: dict[str, list[list[int]]] = {}
@@ -255,8 +255,8 @@ def mini_again(folder: Path) -> Bench:
         model.fsr_memory = ChoiceMemory(entries)
         rows.clear()
         pictures = [shifted(i) for i in range(at, at + AGAIN)]
-        for i in range(0, AGAIN, 4):
-            bench.ask([Case(first, [p], fsr_question=first) for p in pictures[i : i + 4]])
+        for i in range(0, AGAIN, 8):
+            bench.ask([Case(first, [p], fsr_question=first) for p in pictures[i : i + 8]])
         cached = [bench.ask([Case(second, [p], fsr_question=first)])[0].num_cached_tokens for p in pictures]
         bench.cases[name] = {
             "encoded again": sum(len(r) > 1 for r in rows.values()),

@@ -48,6 +48,13 @@ ARCHITECTURES = {
 }
 # The hooks into vLLM's processors and models are semi-private and change between its minor releases.
 SUPPORTED = ((0, 32), (0, 33))
+# Asked for, and refused by name: what stands in the way.
+_HALF = "vLLM's CPU build runs it in bfloat16 only, so it could not be held against Transformers yet"
+REFUSED = {
+    "Qwen3_5ForConditionalGeneration": _HALF,
+    "Qwen3_5MoeForConditionalGeneration": _HALF,
+    "Gemma4ForConditionalGeneration": "its pictures have a budget of soft tokens of their own (max_soft_tokens)",
+}
 
 
 def register() -> None:
@@ -93,8 +100,9 @@ def overrides(method: Method, architecture: str, relevance: str = "auto") -> dic
         )
     place = ARCHITECTURES.get(architecture)
     if place is None:
+        why = f" ({REFUSED[architecture]}; fsr.prune() takes it)" if architecture in REFUSED else ""
         raise UnsupportedModelError(
-            f"no pruned class for {architecture} in vLLM: there is one for {', '.join(ARCHITECTURES)}."
+            f"no pruned class for {architecture} in vLLM{why}: there is one for {', '.join(ARCHITECTURES)}."
         )
     chosen = {f.name: getattr(method, f.name) for f in fields(method)}
     changed = {f.name: chosen[f.name] for f in fields(method) if f.name != "keep" and chosen[f.name] != f.default}

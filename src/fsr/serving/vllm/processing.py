@@ -97,7 +97,7 @@ class PrunedProcessing:
             def placeholders(index: int) -> Any:
                 every = stock(index)
                 tokens, marks = (every, None) if isinstance(every, list) else (list(every.full), every.is_embed)
-                embedded = [True] * len(tokens) if marks is None else marks(self.info.get_tokenizer(), tokens).tolist()
+                embedded = [True] * len(tokens) if marks is None else marks(tokens).tolist()
                 total = sum(embedded)
                 left = self.settings.count(keep, total, self.structural(mm_items, index))
                 dropped = {i for i, here in enumerate(embedded) if here} - set(_first(embedded, left))
