@@ -12,8 +12,9 @@ import tiny
 from fsr import FSR, ClipTwin, QuestionError, RelevanceError, load_twin, prepare, prune, save_twin
 from fsr.methods import PaperFSR
 from fsr.signals import relevance as module
+from fsr.signals.calibration import calibrate_sign
 from fsr.signals.clip_twin import Resemblance
-from fsr.signals.relevance import calibrate_sign, fingerprint
+from fsr.signals.relevance import fingerprint
 
 METHOD = FSR(keep=9)
 

@@ -201,6 +201,15 @@ class Adapter(ABC):
         """Names of the inputs that carry pixels and their sizes; dropped once features are handed over."""
         return frozenset().union(*(self.feature_arguments(m) for m in MODALITIES))
 
+    def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The vision arguments of each picture of a call by itself, in order; None where the family packs them so that
+        this cannot be told, or where there are clips."""
+        return None
+
+    def _vision_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        names = self.pixel_arguments()
+        return {name: value for name, value in inputs.items() if name in names and value is not None}
+
     def has_pixels(self, inputs: Mapping[str, Any]) -> bool:
         """True if the call carries any picture or clip."""
         return any(inputs.get(name) is not None for name in PIXELS)

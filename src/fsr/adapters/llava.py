@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter, Modality, TowerStates, Units
 from fsr.adapters.containers import entries
+from fsr.adapters.picture_inputs import by_row
 from fsr.adapters.registry import register
 from fsr.errors import UnsupportedModelError
 from fsr.tokens import Geometry, VisualTokens
@@ -23,6 +24,10 @@ class LlavaAdapter(Adapter):
 
     name = "llava"
     model_types = frozenset({"llava"})
+
+    def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """See `Adapter.apart`."""
+        return by_row(self._vision_arguments(inputs))
 
     @property
     def feature_layer(self) -> int:

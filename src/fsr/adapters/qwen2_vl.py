@@ -16,6 +16,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from fsr.adapters.base import Modality
 from fsr.adapters.packing import Channels, Layout, PackedAdapter
+from fsr.adapters.picture_inputs import by_grid
 from fsr.adapters.registry import register
 from fsr.errors import UsageError
 
@@ -30,6 +31,10 @@ class QwenVLAdapter(PackedAdapter):
     model_types = frozenset({"qwen2_vl", "qwen2_5_vl"})
     position_policy = "original"
     paired_text_tower = False
+
+    def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """See `Adapter.apart`."""
+        return by_grid(self._vision_arguments(inputs))
 
     @property
     def full_attention_layers(self) -> list[int]:

@@ -17,10 +17,10 @@ from fsr.adapters import find
 from fsr.asking.chat import chat_inputs
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
+from fsr.methods.picture_budgets import Keep
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import Prepared, Report, Work
 from fsr.pipeline.pruner import Pruner
-from fsr.pipeline.scorer import resolve_scorer
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["AllTokens", "EncodedPicture", "TimedAnswer"]
@@ -101,8 +101,7 @@ class EncodedPicture:
             self.seen = encode(self.model, inputs, *self.methods, relevance=self.relevance)
         ready = perf_counter()
         adapter = find(self.model)
-        method, scorer = resolve_scorer(adapter, method, self.seen.scorer or self.relevance)
-        self.seen.check(method.signals())
+        method, scorer = self.seen.resolve(adapter, method, self.relevance)
         recorder: Any = _Recorder(method)
         pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", self.seen))
         clock = _FirstToken()
@@ -146,9 +145,9 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.method, name)
 
-    def __call__(self, images: Sequence[VisualTokens]) -> list[Selection]:
+    def __call__(self, images: Sequence[VisualTokens], keeps: Sequence[Keep] | None = None) -> list[Selection]:
         self.seen = list(images)
-        return self.method(images)
+        return self.method(images, keeps)
 
 
 class _FirstToken:

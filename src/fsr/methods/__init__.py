@@ -11,9 +11,12 @@ from fsr.methods.fastervlm import FasterVLM
 from fsr.methods.fastv import FastV
 from fsr.methods.fsr import FSR
 from fsr.methods.fsr_paper import PaperFSR
+from fsr.methods.hawk import HAWK
 from fsr.methods.hired import HiRED
 from fsr.methods.holov import HoloV
 from fsr.methods.in_llm import InLLMMethod
+from fsr.methods.late import Late
+from fsr.methods.picture_budgets import by_age
 from fsr.methods.prumerge import PruMerge
 from fsr.methods.pyramiddrop import PyramidDrop
 from fsr.methods.random import Random
@@ -29,6 +32,7 @@ from fsr.methods.vscan import VScan
 
 __all__ = [
     "FSR",
+    "HAWK",
     "TRIM",
     "AveragePool",
     "CDPruner",
@@ -41,6 +45,7 @@ __all__ = [
     "HiRED",
     "HoloV",
     "InLLMMethod",
+    "Late",
     "Method",
     "PaperFSR",
     "PruMerge",
@@ -55,6 +60,7 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "available",
+    "by_age",
     "get",
     "register",
 ]

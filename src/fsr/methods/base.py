@@ -6,7 +6,6 @@ structural rows, checks of the input, stacking images of equal N, raster order. 
 
 from __future__ import annotations
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from fsr.errors import RelevanceError, UsageError
-from fsr.methods.budget import certify, check_keep
+from fsr.methods.budget import certify, check_keep, count_of
 from fsr.methods.chain import BEFORE_LLM, Chainable
 from fsr.methods.checks import check_shapes, complain, finite
 from fsr.methods.layout import Group, look
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
+from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
 from fsr.methods.registry import available, get, register
 from fsr.tokens import Selection, Stage, VisualTokens
 
@@ -45,7 +45,8 @@ class Method(Chainable, ABC):
     """Base of all methods that prune before the language model.
 
     Args:
-        keep: tokens to keep per image (int >= 1) or share of them (float in (0, 1]); the only meaning of budget here.
+        keep: tokens to keep per image (int >= 1) or share of them (float in (0, 1]); the only meaning of budget here. A
+            list gives one per picture in prompt order, a function one for each (see `picture_budgets`, `by_age`).
         per: what `keep` counts in: the whole image or clip, each tile of a tiled image, each frame of a video.
     """
 
@@ -54,12 +55,14 @@ class Method(Chainable, ABC):
     licence_note: ClassVar[str] = ""
     needs: ClassVar[frozenset[Signal]] = frozenset()
     where: ClassVar[str] = BEFORE_LLM
+    # Where the paper takes relevance from, if that is part of the method: what relevance="auto" means for it.
+    own_relevance: ClassVar[str | None] = None
 
-    keep: int | float = 64
+    keep: Keep | Sequence[Keep] | KeepFor = 64
     per: Scope = "image"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        object.__setattr__(self, "keep", checked(self.keep))
         if self.per not in ("image", "tile", "frame"):
             raise UsageError(f"per={self.per!r} is unknown: use 'image', 'tile' or 'frame'.")
 
@@ -91,18 +94,26 @@ class Method(Chainable, ABC):
             raise RelevanceError(f"{self.name} needs {signal}, which is missing: {hint}.")
         return value
 
-    def budget(self, total: int) -> int:
-        """K for an image (or tile, or frame) of `total` tokens: never more than `total`, never fewer than one."""
-        k = self.keep if isinstance(self.keep, numbers.Integral) else round(float(self.keep) * total)
-        return max(1, min(int(k), total))
+    def budget(self, total: int, keep: Any = None) -> int:
+        """K for an image (or tile, or frame) of `total` tokens: never more than `total`, never fewer than one.
 
-    def budget_of(self, tokens: VisualTokens) -> int:
+        keep: the budget of this very picture where the method has one per picture.
+
+        Raises:
+            BudgetError: the method has a budget per picture, and none was given.
+        """
+        return count_of(self.keep if keep is None else keep, total)
+
+    def budget_of(self, tokens: VisualTokens, keep: Any = None) -> int:
         """K for one whole image, summed over its tiles or frames where the budget is counted by those."""
         (groups,), _ = look([tokens], self.per, [])
-        return sum(self.budget(group.size) for group in groups)
+        return sum(self.budget(group.size, keep) for group in groups)
 
-    def __call__(self, images: Sequence[VisualTokens]) -> list[Selection]:
-        """Select from each image. Results do not depend on which other images are in the list.
+    def __call__(self, images: Sequence[VisualTokens], keeps: Sequence[Keep] | None = None) -> list[Selection]:
+        """Select from each image. Results do not depend on which other images are in the list, unless `keep` is a list
+        or a function.
+
+        keeps: the budget of each image; None: what `keep` says of the pictures of one prompt, in this order.
 
         The host waits for the device twice, for all images together: for the checks before `pick`, and for the numbers
         of the report after it.
@@ -110,7 +121,9 @@ class Method(Chainable, ABC):
         Raises:
             FeatureError: NaN or infinite features or scores, or scores of the wrong length.
             RelevanceError: a signal that this method needs is missing.
+            BudgetError: `keep` as a list or function does not fit these images.
         """
+        keeps = per_picture(self.keep, images, [0] * len(images)) if keeps is None else keeps
         extras = [self._extras(tokens) for tokens in images]
         for tokens, extra in zip(images, extras):
             check_shapes(tokens, extra)
@@ -124,11 +137,11 @@ class Method(Chainable, ABC):
         whole: set[int] = set()
         stacks: dict[tuple[Any, ...], list[tuple[int, Group]]] = {}
         for i, tokens in enumerate(images):
-            if sum(self.budget(group.size) for group in groups[i]) >= tokens.count:
+            if sum(self.budget(group.size, keeps[i]) for group in groups[i]) >= tokens.count:
                 whole.add(i)
                 continue
             for group in groups[i]:
-                k = min(self.budget(group.size), group.count)
+                k = min(self.budget(group.size, keeps[i]), group.count)
                 if group.count:
                     kind = (group.count, k, group.patches is None, *signature(tokens))
                     stacks.setdefault(kind, []).append((i, group))
@@ -143,7 +156,10 @@ class Method(Chainable, ABC):
         for (members, rows, _), picks in zip(picked, with_numbers([picks for *_, picks in picked])):
             for b, (i, _) in enumerate(members):
                 parts[i].append((rows[b], row(picks, b)))
-        return [self._whole(tokens) if i in whole else self._merge(tokens, parts[i]) for i, tokens in enumerate(images)]
+        return [
+            self._whole(tokens, keeps[i]) if i in whole else self._merge(tokens, parts[i])
+            for i, tokens in enumerate(images)
+        ]
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +169,7 @@ class Method(Chainable, ABC):
             extras["encoder"] = tokens.encoder
         return extras
 
-    def _whole(self, tokens: VisualTokens) -> Selection:
+    def _whole(self, tokens: VisualTokens, keep: Keep) -> Selection:
         device, n = tokens.features.device, tokens.count
         rows = torch.arange(n, device=device)
         return Selection(
@@ -167,7 +183,7 @@ class Method(Chainable, ABC):
             relevance=tokens.relevance,
             geometry=tokens.geometry,
             method=self.name,
-            notes=(f"nothing pruned: the image has {n} tokens and the budget is {self.keep} per {self.per}",),
+            notes=(f"nothing pruned: the image has {n} tokens and the budget is {keep} per {self.per}",),
         )
 
     def _merge(self, tokens: VisualTokens, parts: list[tuple[Tensor, Picks]]) -> Selection:

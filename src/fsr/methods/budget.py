@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any
 
 from fsr.errors import BudgetError
 from fsr.tokens import Certificate
 
-__all__ = ["certify", "check_keep"]
+__all__ = ["certify", "check_keep", "count_of"]
 
 
 def check_keep(keep: int | float) -> None:
@@ -20,6 +21,18 @@ def check_keep(keep: int | float) -> None:
             raise BudgetError(f"keep={keep} keeps nothing: give at least 1 token, or a share between 0 and 1.")
     elif not (0.0 < float(keep) <= 1.0):
         raise BudgetError(f"keep={keep} is no share: give 0 < keep <= 1, or a whole number of tokens.")
+
+
+def count_of(keep: Any, total: int) -> int:
+    """Tokens to keep of `total`: never more than there are, never fewer than one.
+
+    Raises:
+        BudgetError: a budget per picture (list or function) where a single one is needed.
+    """
+    if not isinstance(keep, numbers.Real):
+        raise BudgetError("a budget per picture says nothing about one picture alone: give a single keep here.")
+    k = int(keep) if isinstance(keep, numbers.Integral) else round(float(keep) * total)
+    return max(1, min(k, total))
 
 
 def certify(radius_cos: float) -> Certificate:

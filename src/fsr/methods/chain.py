@@ -75,9 +75,10 @@ def _join(before_llm: Any, in_llm: tuple[Any, ...], right: Any) -> Chain:
 
 
 def _number(keep: Any, first: bool) -> float:
-    """Tokens where `keep` counts them; a share never grows: 0 for the later method, infinity for the earlier one."""
+    """Tokens where `keep` counts them; a share never grows: 0 for the later method, infinity for the earlier one. Of
+    several values (one per drop, or one per picture) the largest counts, and of the later method the first."""
     if isinstance(keep, tuple):
-        keep = keep[0] if first else keep[-1]
+        return _number(keep[0], first) if first else max(_number(k, first) for k in keep)
     if isinstance(keep, numbers.Integral):
         return int(keep)
     return 0 if first else float("inf")

@@ -8,7 +8,6 @@ All kept tokens keep their original position ids.
 
 from __future__ import annotations
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fsr.errors import BudgetError, UsageError
-from fsr.methods.budget import check_keep
+from fsr.methods.budget import check_keep, count_of
 from fsr.methods.chain import IN_LLM, Chainable
 
 __all__ = ["Choice", "InLLMMethod", "InLLMSignal", "View", "spread"]
@@ -41,6 +40,8 @@ class View:
     keys: keys of the layer before, rotary applied, repeated to all heads and joined, float32 [S, H * d].
     attention, next_attention: columns [R] to float32 [R, S], the softmax rows of those queries averaged over heads, in
         the layer before and in the layer after the drop.
+    order: long [N], the rank at which the method before the language model chose each token (0 = first); None unless
+        the method follows it.
     """
 
     image: Tensor
@@ -52,6 +53,7 @@ class View:
     keys: Callable[[], Tensor]
     attention: Callable[[Tensor], Tensor]
     next_attention: Callable[[Tensor], Tensor]
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class InLLMMethod(Chainable, ABC):
     licence_note: ClassVar[str] = ""
     needs: ClassVar[frozenset[InLLMSignal]] = frozenset()
     where: ClassVar[str] = IN_LLM
+    # Whether it follows the order of choice of a method before the language model.
+    ordered: ClassVar[bool] = False
 
     keep: int | float | tuple[int | float, ...] = 64
 
@@ -127,9 +131,9 @@ class InLLMMethod(Chainable, ABC):
         """Tokens of a picture after each drop, of `total` that enter the language model: never rising, at least one."""
         layers = self.layers(depth)
         if isinstance(self.keep, tuple):
-            wanted = [_count(keep, total) for keep in self.keep]
+            wanted = [count_of(keep, total) for keep in self.keep]
         else:
-            share, n = _count(self.keep, total) / total, len(layers)
+            share, n = count_of(self.keep, total) / total, len(layers)
             wanted = [max(1, round(total * share ** ((i + 1) / n))) for i in range(n)]
         return tuple(min(wanted[: i + 1]) for i in range(len(wanted)))
 
@@ -161,8 +165,3 @@ def spread(shares: Sequence[float], depth: int) -> tuple[int, ...]:
     for share in shares:
         layers.append(max(layers[-1] + 1 if layers else 1, round(share * depth)))
     return tuple(layers)
-
-
-def _count(keep: int | float, total: int) -> int:
-    k = int(keep) if isinstance(keep, numbers.Integral) else round(float(keep) * total)
-    return max(1, min(k, total))

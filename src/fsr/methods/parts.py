@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
 from fsr.methods.chain import Chain
 from fsr.methods.in_llm import InLLMMethod
+from fsr.methods.picture_budgets import Keep, KeepFor
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["KeepAll", "split"]
@@ -21,15 +23,15 @@ class KeepAll(Method):
     name = "whole"
     paper = "none"
 
-    keep: int | float = 1.0
+    keep: Keep | Sequence[Keep] | KeepFor = 1.0
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """Never reached with keep = 1.0; a smaller budget is refused."""
         raise UsageError("'whole' keeps every token: choose a method that prunes.")
 
-    def _whole(self, tokens: VisualTokens) -> Selection:
+    def _whole(self, tokens: VisualTokens, keep: Keep) -> Selection:
         """Without the note that nothing was pruned: something will be, later."""
-        return replace(super()._whole(tokens), notes=())
+        return replace(super()._whole(tokens, keep), notes=())
 
 
 def split(method: Any) -> tuple[Method | None, tuple[InLLMMethod, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from fsr.adapters.containers import rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.scorer import resolve_scorer
-from fsr.signals.relevance import RelevanceScorer
+from fsr.signals.relevance import RelevanceScorer, reads_features
 
-__all__ = ["EncodedPrompt", "encode", "run_tower"]
+__all__ = ["EncodedPrompt", "encode", "joined", "run_tower"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EncodedPrompt:
 
     parts: one `Encoded` per modality; their units stand in prompt order.
     signals: what methods may read of them.
-    scorer: scores patches against questions, None where no method reads relevance.
+    scorer: scores patches (or features) against questions, None where no method reads relevance.
     """
 
     parts: tuple[Encoded, ...]
@@ -57,19 +58,33 @@ class EncodedPrompt:
             raise UsageError(f"pictures {list(pictures)}: {len(part.units)} were encoded, numbered from 0.")
         return replace(self, parts=(_take(part, pictures),))
 
-    def check(self, signals: frozenset[str]) -> None:
-        """Raise `UsageError` unless every signal that a method reads was recorded."""
-        if lacking := sorted(signals - self.signals):
+    def resolve(
+        self, adapter: Adapter, method: Method, relevance: str | PathLike[str] | RelevanceScorer
+    ) -> tuple[Method, RelevanceScorer | None]:
+        """`resolve_scorer` for these pictures: "auto" is the scorer that they were encoded for, unless the method has
+        one of its own.
+
+        Raises:
+            UsageError: a signal that the method reads was not recorded, or other states of the tower were.
+        """
+        if isinstance(relevance, str) and relevance == "auto" and self.scorer and method.own_relevance is None:
+            relevance = self.scorer
+        method, scorer = resolve_scorer(adapter, method, relevance)
+        wanted = method.signals() - ({"relevance"} if reads_features(scorer) else set())
+        if lacking := sorted(wanted - self.signals):
             raise UsageError(
                 f"these pictures were encoded without {', '.join(lacking)}: give this method to encode() too."
             )
+        if "relevance" in wanted and scorer is not None and scorer is not self.scorer:
+            raise UsageError("these pictures were encoded for another relevance scorer: give that one to encode().")
+        return method, scorer
 
 
 def encode(
     model: Any,
     inputs: Mapping[str, Any],
     *methods: Method,
-    relevance: str | RelevanceScorer = "auto",
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
 ) -> EncodedPrompt:
     """Run the vision tower and the projector once, recording every signal that any of `methods` reads.
 
@@ -82,21 +97,50 @@ def encode(
     """
     adapter = find(model)
     signals: frozenset[str] = frozenset()
-    scorer: RelevanceScorer | None = None
+    of_tower: RelevanceScorer | None = None
+    of_features: RelevanceScorer | None = None
     for method in methods:
         method, found = resolve_scorer(adapter, method, relevance)
-        signals, scorer = signals | method.signals(), scorer or found
-    parts = run_tower(adapter, inputs, signals, scorer)
+        signals = signals | method.signals()
+        if reads_features(found):
+            # A method's own source is its own; the others share the one that was asked for.
+            of_features = of_features or (found if method.own_relevance is None or relevance != "auto" else None)
+        else:
+            of_tower = of_tower or found
+    if of_tower is None:
+        signals = signals - {"relevance"}
+    parts = run_tower(adapter, inputs, signals, of_tower)
     if not parts:
         raise UsageError("these inputs hold no pictures: pass the processor's output with its pixels.")
-    return EncodedPrompt(tuple(parts), signals, scorer)
+    return EncodedPrompt(tuple(parts), signals, of_tower or of_features)
+
+
+def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
+    """Pictures that were encoded apart (each as `take` returns them) as those of one prompt, in this order."""
+    first = prompts[0]
+    parts = [p for prompt in prompts for p in prompt.parts]
+    deep = [getattr(p.output, "deepstack_features", None) for p in parts]
+    layers = [] if deep[0] is None else [[x for layers in deep for x in layers[i]] for i in range(len(deep[0]))]
+    output = type(parts[0].output)(
+        pooler_output=parts[0].output.pooler_output, **({"deepstack_features": layers} if layers else {})
+    )
+    patches = [p.patches for p in parts]
+    runs = [p.placeholders for p in parts]
+    part = replace(
+        parts[0],
+        units=[u for p in parts for u in p.units],
+        patches=None if any(p is None for p in patches) else [x for p in patches for x in p or ()],
+        placeholders=None if any(r is None for r in runs) else tuple(n for r in runs for n in r or ()),
+        output=output,
+    )
+    return replace(first, parts=(part,))
 
 
 def run_tower(
     adapter: Adapter, inputs: Mapping[str, Any], signals: frozenset[str], scorer: RelevanceScorer | None
 ) -> list[Encoded]:
     """One pass of the vision side for one set of signals."""
-    if getattr(scorer, "reads_features", False):
+    if reads_features(scorer):
         signals = signals - {"relevance"}
     return adapter.encode(inputs, signals, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None))
 

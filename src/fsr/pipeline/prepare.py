@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from os import PathLike
 from time import perf_counter
 from typing import Any, Literal
 
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
-from fsr.errors import RelevanceError, UsageError
+from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.select import QuestionFor, check_question_for, select
 from fsr.pipeline.shorten import (
     FILL,
     Run,
@@ -34,12 +37,11 @@ from fsr.pipeline.shorten import (
     rows_with,
     shrink,
 )
-from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.question import questions_of
-from fsr.signals.relevance import RelevanceScorer
+from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
-from fsr.tokens import Selection, VisualTokens
+from fsr.tokens import Selection
 
 __all__ = ["Positions", "Prepared", "Report", "prepare"]
 
@@ -54,8 +56,9 @@ def prepare(
     question: str | Sequence[str] | None = None,
     *,
     processor: Any = None,
-    relevance: str | RelevanceScorer = "auto",
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
     positions: Positions = "auto",
+    question_for: QuestionFor = "all",
     call: Call = "generate",
     use_cache: bool = True,
     encoded: EncodedPrompt | None = None,
@@ -68,10 +71,13 @@ def prepare(
         inputs: what the processor made: `input_ids` [B, L], `attention_mask`, pixels and their sizes; other keys pass
             through.
         question: the question, one for all rows or one per row; None reads it from the prompt (needs `processor`).
-        relevance: "auto" finds the paired text tower (none on families without one), "none" works without, "embedding"
-            compares features with word embeddings, or a `RelevanceScorer`.
+        relevance: "auto" finds the paired text tower (none on families without one), "none" works without,
+            "first-layer" reads it from the language model's first queries and keys, "embedding" from its word
+            embeddings; or a file of `fsr calibrate` (*.json), or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family.
+        question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
+            keep then does not depend on later turns of a conversation.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
         encoded: these very pictures as `encode` saw them: the vision tower is not run again, and its scorer is used.
 
@@ -79,26 +85,29 @@ def prepare(
         UnsupportedModelError, RelevanceError, QuestionError, FeatureError, UsageError: see `fsr.errors`.
     """
     adapter = find(model)
-    if encoded is not None and encoded.scorer is not None and relevance == "auto":
-        relevance = encoded.scorer
-    method, scorer = resolve_scorer(adapter, method, relevance)
-    if encoded is not None:
-        encoded.check(method.signals())
-        if scorer is not None and scorer is not encoded.scorer:
-            raise UsageError("these pictures were encoded for another relevance scorer: give that one to encode().")
-    work = Work(adapter, method, scorer, processor, positions)
+    if encoded is None:
+        method, scorer = resolve_scorer(adapter, method, relevance)
+    else:
+        method, scorer = encoded.resolve(adapter, method, relevance)
+    check_question_for(question_for, method)
+    work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything about a pruned model that does not change from call to call."""
+    """Everything about a pruned model that does not change from call to call.
+
+    ordered: a later drop follows the order of choice (see `Late`).
+    """
 
     adapter: Adapter
     method: Method
     scorer: RelevanceScorer | None
     processor: Any
     positions: Positions
+    question_for: QuestionFor = "all"
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.positions not in ("auto", "repack", "original"):
@@ -121,13 +130,13 @@ class Work:
         if getattr(self.method, "relevance", None) == "none" and not self.adapter.paired_text_tower:
             notes.append(
                 f"{self.method.name} ran without relevance (alpha = 0): no public text tower pairs with "
-                f"{self.adapter.name}; relevance='embedding' is the substitute"
+                f"{self.adapter.name}; relevance='first-layer' reads it from the language model"
             )
         signals = self.method.signals()
-        questions = None
-        text_ms = 0.0
+        questions, scorer, text_ms = None, None, 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
+            scorer = bound(self.scorer, self.processor)
             modalities = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
             tokens = self.adapter.placeholder_ids()
             pictured = rows_with(ids, [tokens[m] for m in modalities])
@@ -141,22 +150,21 @@ class Work:
         else:
             encoded = [replace(part, timings={}) for part in seen.parts]
         runs = self._runs(ids, encoded)
-        if questions is not None:
+        if questions is not None and scorer is not None:
             before = perf_counter()
-            encoded = [self._with_relevance(e, r, questions) for e, r in zip(encoded, runs)]
+            encoded = [with_relevance(self.adapter, scorer, e, r, questions) for e, r in zip(encoded, runs)]
             wait(self.adapter.device)
             text_ms += 1e3 * (perf_counter() - before)
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
-        flat = self.method(units)
+        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered)
         wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
             notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")
-        device = units[0].features.device
-        backend = backend_name(device)
-        if device.type == "cuda" and backend == "plain":
+        backend = backend_name(units[0].features.device)
+        if units[0].features.device.type == "cuda" and backend == "plain":
             notes.append("Triton cannot be imported: selection runs as plain torch loops, many times slower")
         chosen, at = [], 0
         for e in encoded:
@@ -179,6 +187,7 @@ class Work:
             timings=timings,
             positions=policy,
             questions=None if questions is None else tuple(questions),
+            relevance=source_of(scorer),
             notes=tuple(notes),
             kernels=backend,
         )
@@ -216,23 +225,6 @@ class Work:
             return nullcontext()
         tower = self.adapter.vision_tower
         return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
-
-    def _with_relevance(self, encoded: Encoded, runs: list[Run], questions: list[str | None]) -> Encoded:
-        if isinstance(self.scorer, EmbeddingRelevance):
-            scorer = self.scorer.bound(self.processor)
-            scored = [
-                replace(u, relevance=scorer(u.features, questions[r.row] or "")) for u, r in zip(encoded.units, runs)
-            ]
-            return replace(encoded, units=scored)
-        if self.scorer is None or encoded.patches is None:
-            raise RelevanceError(
-                f"the {self.adapter.name} adapter gives no patch states for {encoded.modality}s: use relevance='none'."
-            )
-        units: list[VisualTokens] = []
-        for unit, states, run in zip(encoded.units, encoded.patches, runs):
-            score = self.scorer(states, questions[run.row] or "")
-            units.append(replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score))
-        return replace(encoded, units=units)
 
     def _shorten(
         self,

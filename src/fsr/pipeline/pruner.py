@@ -10,6 +10,7 @@ import copy
 import inspect
 import types
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.prepare import Positions, Prepared, Report, Work
 from fsr.pipeline.scorer import resolve_scorer
-from fsr.signals.relevance import RelevanceScorer
+from fsr.pipeline.select import QuestionFor, check_question_for
+from fsr.signals.relevance import RelevanceScorer, reads_features
 
 __all__ = ["Pruner", "prune"]
 
@@ -49,8 +51,9 @@ def prune(
     method: Method | InLLMMethod | Chain,
     *,
     processor: Any = None,
-    relevance: str | RelevanceScorer = "auto",
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
     positions: Positions = "auto",
+    question_for: QuestionFor = "all",
 ) -> Pruner:
     """Make a model's own `generate` and `forward` see K visual tokens instead of N.
 
@@ -65,9 +68,9 @@ def prune(
         method: what to keep, for example `FSR(keep=64)`, `FastV(layer=2, keep=64)` (inside the language model), or
             both: `FSR(keep=128) | FastV(layer=16, keep=32)`.
         processor: needed only to read the question out of the prompt.
-        relevance: "auto" finds the text tower that was trained with the vision tower, "none" works without, or a
-            scorer.
+        relevance: as for `prepare`.
         positions: "repack", "original" or "auto" (by family).
+        question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt.
 
     Raises:
         UnsupportedModelError: no adapter for the model, or a Transformers release without `mm_encoder_outputs`.
@@ -87,7 +90,13 @@ def prune(
         )
     adapter = find(model)
     before, scorer = resolve_scorer(adapter, before_llm or KeepAll(), relevance)
-    work = Work(adapter, before, scorer, processor, positions)
+    check_question_for(question_for, before)
+    ordered = any(m.ordered for m in in_llm)
+    if ordered and before_llm is None:
+        raise UsageError(
+            "late follows the order of a method before the language model: write FSR(keep=...) | Late(...)."
+        )
+    work = Work(adapter, before, scorer, processor, positions, question_for, ordered)
     return Pruner(model, work, InLLMHooks(model, list(adapter.placeholder_ids().values()), in_llm) if in_llm else None)
 
 
@@ -169,13 +178,16 @@ class Pruner:
             self._earlier = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A copied model gets a pruner of its own; method, processor and text tower are shared (they hold no state of
-        the model)."""
+        """A copied model gets a pruner of its own. Method, processor and text tower are shared (they hold no state of
+        the model); scorers of features read the model's weights and are copied with it."""
         twin = Pruner.__new__(Pruner)
         memo[id(self)] = twin
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
-        twin.work = Work(copy.deepcopy(w.adapter, memo), w.method, w.scorer, w.processor, w.positions)
+        scorer = copy.deepcopy(w.scorer, memo) if reads_features(w.scorer) else w.scorer
+        twin.work = Work(
+            copy.deepcopy(w.adapter, memo), w.method, scorer, w.processor, w.positions, w.question_for, w.ordered
+        )
         twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)

@@ -70,6 +70,7 @@ class Report:
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
+    relevance: where it came from ("first-layer", "embedding", a text tower's name), "none" where it was not computed.
     in_llm: what methods inside the language model dropped after that, None where there is none.
     kernels: what ran the greedy loops: "cpu", "triton" or "plain" (torch loops, where neither of the others exists; on
         CUDA `notes` then says so).
@@ -86,6 +87,7 @@ class Report:
     notes: tuple[str, ...] = ()
     in_llm: InLLMReport | None = None
     kernels: str = "cpu"
+    relevance: str = "none"
 
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).

@@ -1,5 +1,4 @@
-"""How relevant each patch is to the question (FSR Eq. 2): which text tower belongs to a model, and the sign of its
-similarity.
+"""How relevant each patch is to the question (FSR Eq. 2): what scores it, and which text tower belongs to a model.
 
 Relevance is only meaningful in the space of the text tower that was trained together with the vision tower.
 `paired_tower` finds that tower or says that there is none; nothing is guessed in silence.
@@ -8,30 +7,26 @@ Relevance is only meaningful in the space of the text tower that was trained tog
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from fsr.errors import RelevanceError
 from fsr.signals.clip_twin import ClipTwin, Resemblance, load_twin
 from fsr.signals.siglip_twin import SiglipTwin
 
-__all__ = ["Calibration", "RelevanceScorer", "Twin", "calibrate_sign", "paired_tower", "verified"]
+__all__ = ["RelevanceScorer", "Twin", "paired_tower", "reads_features", "source_of", "verified"]
 
 
 @runtime_checkable
 class RelevanceScorer(Protocol):
     """Anything that scores patches against a question.
 
-    layer: the hidden state of the vision tower it reads, -1 or -2. Two more attributes are optional: `tile_head`, a
-        function
-    of the states of whole tiles [T, P, C] that runs before they are packed; `reads_features = True` for scorers of
-    projected
-    features instead of tower states (see `EmbeddingRelevance`).
+    layer: the hidden state of the vision tower it reads, -1 or -2. More attributes are optional: `source`, its name for
+    the report; `tile_head`, a function of the states of whole tiles [T, P, C] that runs before they are packed;
+    `reads_features = True` for scorers of projected features instead of tower states, which may then have
+    `bound(processor)`, the same scorer with the model's tokenizer (see `FirstLayerRelevance`).
     """
 
     layer: int
@@ -53,6 +48,16 @@ TWINS: dict[tuple[str, int, int, int, int], tuple[str, int]] = {
     ("siglip_vision_model", 1152, 27, 14, 384): ("google/siglip-so400m-patch14-384", 1),
 }
 Twin = ClipTwin | SiglipTwin
+
+
+def reads_features(scorer: object) -> bool:
+    """True for scorers of projected features, which need nothing recorded in the vision tower."""
+    return bool(getattr(scorer, "reads_features", False))
+
+
+def source_of(scorer: object) -> str:
+    """A scorer's name for reports, "none" without one."""
+    return "none" if scorer is None else str(getattr(scorer, "source", type(scorer).__name__))
 
 
 def paired_tower(name: str, tower: nn.Module, family: str) -> Twin:
@@ -108,42 +113,3 @@ def verified(tower: nn.Module, twin: Twin) -> Twin:
             f"the vision tower was fine-tuned after {twin.source}: relevance is approximate.", UserWarning, stacklevel=2
         )
     return twin
-
-
-# ------------------------------------------------------------------------------------------------------------- the sign
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Pointing game: how often the best patch lies in the box that the text names, as is and negated."""
-
-    sign: int
-    hits_positive: int
-    hits_negative: int
-    count: int
-
-
-def calibrate_sign(
-    scorer: RelevanceScorer, samples: Iterable[tuple[Tensor, Tensor, tuple[float, float, float, float], str]]
-) -> Calibration:
-    """The sign of a text tower from pictures whose object is known, by the pointing game.
-
-    samples: (patches [N, C], patch boxes [N, 4], box of the object (x0, y0, x1, y1) in the same units, text that names
-    it). The scorer's own sign is undone first where it has one.
-
-    Raises:
-        RelevanceError: no samples, or as many hits with either sign.
-    """
-    own = int(getattr(scorer, "sign", 1))
-    hits = {1: 0, -1: 0}
-    count = 0
-    for patches, boxes, (x0, y0, x1, y1), text in samples:
-        count += 1
-        score = own * scorer(patches, text)
-        for sign in hits:
-            box = boxes[int(torch.argmax(sign * score))]
-            x, y = float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
-            hits[sign] += int(x0 <= x <= x1 and y0 <= y <= y1)
-    if hits[1] == hits[-1]:
-        raise RelevanceError(f"{hits[1]} hits of {count} with either sign: give more samples, or another text tower.")
-    return Calibration(1 if hits[1] > hits[-1] else -1, hits[1], hits[-1], count)

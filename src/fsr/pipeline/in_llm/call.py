@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fsr.errors import FeatureError, UsageError
-from fsr.methods.in_llm import Choice, InLLMMethod
+from fsr.methods.in_llm import Choice, InLLMMethod, View
 from fsr.pipeline.in_llm.columns import Columns, DropColumns
 from fsr.pipeline.in_llm.views import LayerInputs
 from fsr.pipeline.report import Drop, InLLMReport, Report
@@ -25,12 +25,14 @@ class Picture:
     """One picture of one prompt: the columns where its tokens stand now, and which of its tokens they are.
 
     columns, tokens: long [N], rising. entered: tokens of the picture that entered the language model.
+    order: long [N], the rank at which the method before the language model chose each of them.
     """
 
     row: int
     columns: Tensor
     tokens: Tensor
     entered: int
+    order: Tensor
 
 
 @dataclass
@@ -69,8 +71,10 @@ class Call:
         prompts = self.report.input_ids.shape[0]
         copies = ids.shape[0] // prompts
         counts: list[list[int]] = [[] for _ in range(prompts)]
+        orders: list[list[Tensor]] = [[] for _ in range(prompts)]
         for selection, row in zip(self.report.selections, self.report.rows):
             counts[row].append(selection.kept)
+            orders[row].append(selection.order)
         taken = torch.isin(ids, torch.tensor(list(placeholders), device=ids.device))
         found: list[list[Picture]] = [[] for _ in range(copies)]
         for row in range(ids.shape[0]):
@@ -80,9 +84,9 @@ class Call:
                     f"prompt {row} has {len(places)} placeholders and its pictures have {sum(mine)} tokens: "
                     "make prompt and pixels with the same processor call."
                 )
-            for columns in places.split(mine) if mine else ():
+            for columns, order in zip(places.split(mine) if mine else (), orders[row // copies]):
                 tokens = torch.arange(len(columns), device=ids.device)
-                found[row % copies].append(Picture(row, columns, tokens, len(columns)))
+                found[row % copies].append(Picture(row, columns, tokens, len(columns), order.to(ids.device)))
         # The first copy of every picture comes first, in prompt order: the report tells of these.
         self.pictures = [picture for group in found for picture in group]
         if self.pictures:
@@ -100,7 +104,7 @@ class Call:
         if columns is None or valid is None:
             return
         choices = [
-            method.choose(inputs.view(p.row, p.columns, self.text_behind(p, valid)), k)
+            method.choose(self._view(p, valid, inputs, method.ordered), k)
             if k < len(p.columns)
             else Choice(torch.arange(k, device=p.columns.device))
             for k, p in zip(budgets, self.pictures)
@@ -119,9 +123,13 @@ class Call:
             if c.merged is not None and c.states is not None:
                 merged.append((p.row, place[p.row, p.columns[c.merged.to(place.device)]], c.states))
             stay = c.rows.sort().values.to(p.columns.device)
-            p.tokens, p.columns = p.tokens[stay], place[p.row, p.columns[stay]]
+            p.tokens, p.columns, p.order = p.tokens[stay], place[p.row, p.columns[stay]], p.order[stay]
         columns.drops.append(DropColumns(layer, width, local, source, not bool(kept.all()), tuple(merged)))
         self.drops.append(Drop(method.name, layer, tuple(p.tokens for p in self.pictures)))
+
+    def _view(self, picture: Picture, valid: Tensor, inputs: LayerInputs, ordered: bool) -> View:
+        view = inputs.view(picture.row, picture.columns, self.text_behind(picture, valid))
+        return replace(view, order=picture.order) if ordered else view
 
     def text_behind(self, picture: Picture, valid: Tensor) -> Tensor:
         """Columns of the text behind a picture: long [T], without padding and other pictures."""

@@ -1,0 +1,1 @@
+"""The embedded model: scenes, questions, training, and the checkpoint that `fsr train` wrote to `data/`."""

@@ -1,0 +1,218 @@
+"""A prompt that grows turn by turn: pictures are encoded once, and the KV cache of what did not change is used again.
+
+An agent asks about its newest screenshot and sends all the earlier ones along. Each turn calls `generate` with the
+whole prompt, as always; nothing but time depends on the turns before.
+
+    talk = Conversation(model, FSR(keep=by_age(newest=0.5, older=0.1, oldest=32)), processor=processor)
+    out = talk.generate(**inputs, max_new_tokens=64)          # turn after turn, the whole prompt each time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsr.adapters.base import Encoded
+from fsr.errors import UnsupportedModelError, UsageError
+from fsr.methods.base import Method
+from fsr.pipeline.encode import EncodedPrompt, encode, joined
+from fsr.pipeline.generate import with_prompt
+from fsr.pipeline.prepare import Positions, Prepared, prepare
+from fsr.pipeline.pruner import prune
+from fsr.pipeline.report import Report
+from fsr.pipeline.select import QuestionFor
+from fsr.signals.relevance import RelevanceScorer
+from fsr.tokens import Selection
+
+__all__ = ["Conversation"]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What the last turn left: ids [T] of the shortened prompt and the answer, positions [A, L'] or None, the KV cache,
+    and the kept tokens of each picture."""
+
+    ids: Tensor
+    positions: Tensor | None
+    cache: Any
+    selections: tuple[Selection, ...]
+
+
+class Conversation:
+    """One growing prompt (batch size 1) with pictures.
+
+    Args:
+        model, method, processor, relevance, positions: as for `prune`; methods before the language model only.
+        question_for: "newest": pictures of earlier turns are chosen without the question, so that their tokens, and the
+            KV cache of them, stay as they were.
+
+    Raises:
+        UnsupportedModelError: a family in which earlier tokens see later ones (a KV cache cannot be continued there).
+        Everything that `prune` raises.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Method,
+        *,
+        processor: Any = None,
+        relevance: str | RelevanceScorer = "auto",
+        positions: Positions = "auto",
+        question_for: QuestionFor = "newest",
+    ) -> None:
+        pruner = prune(
+            model, method, processor=processor, relevance=relevance, positions=positions, question_for=question_for
+        )
+        if pruner.in_llm is not None:
+            raise UsageError("a conversation continues one KV cache: choose a method before the language model.")
+        self.model, self.adapter, self.method = pruner.model, pruner.adapter, method
+        if not self.adapter.chunked_prefill:
+            raise UnsupportedModelError(
+                f"{self.adapter.name}: earlier tokens may attend to later ones in this family, so the KV cache of an "
+                "earlier turn is of no use: call generate under prune() each turn."
+            )
+        kinds = set(getattr(pruner.model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention"}
+        if kinds:
+            raise UnsupportedModelError(
+                f"{pruner.adapter.name}: layers of kind {', '.join(sorted(kinds))} cannot give a part of their KV "
+                "cache back: call generate under prune() each turn."
+            )
+        self.options: dict[str, Any] = {"processor": processor, "positions": positions, "question_for": question_for}
+        self.relevance = relevance
+        self.last: Report | None = None
+        self.reused = 0
+        self._seen: dict[bytes, EncodedPrompt] = {}
+        self._turn: _Turn | None = None
+        self._pruner = pruner
+
+    @torch.no_grad()
+    def generate(self, question: str | None = None, **inputs: Any) -> Tensor:
+        """One turn: what `model.generate(**inputs)` under `prune` returns, [1, L + T], starting with your prompt.
+
+        `last` is then the report of the turn, `reused` the columns of the shortened prompt whose KV cache was there.
+
+        Raises:
+            UsageError: several rows, no pictures, or a KV cache in the arguments. Everything that `prepare` raises.
+        """
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] != 1:
+            raise UsageError("a conversation is one prompt: give input_ids [1, L].")
+        if inputs.get("cache") is not None or inputs.get("past_key_values") is not None:
+            raise UsageError("a conversation keeps its KV cache itself: leave it out of the call.")
+        pixels = self.adapter.pixel_arguments()
+        settings = {k: v for k, v in inputs.items() if k not in pixels and k not in self._prompt_keys(inputs)}
+        prompt = {k: v for k, v in inputs.items() if k not in settings}
+        seen = self._encoded(prompt)
+        ready = prepare(
+            self.model, self.method, prompt, question, relevance=self.relevance, encoded=seen, **self.options
+        )
+        start = self._common(ready)
+        output = self._continue(ready, seen, start, settings)
+        self.last, self.reused = ready.report, start
+        return with_prompt(output.sequences, ids, ready.report.length_after)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _prompt_keys(self, inputs: Mapping[str, Any]) -> set[str]:
+        """Arguments that belong to the prompt: one value per token, or positions."""
+        ids = inputs["input_ids"]
+        per_token = {k for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == ids.shape}
+        return per_token | ({"position_ids"} & set(inputs))
+
+    def _encoded(self, prompt: Mapping[str, Any]) -> EncodedPrompt:
+        """All pictures of the prompt, those of earlier turns from memory."""
+        parts = self.adapter.apart(prompt)
+        if parts is None:
+            return encode(self.model, prompt, self.method, relevance=self.relevance)
+        found: dict[bytes, EncodedPrompt] = {}
+        for part in parts:
+            key = _digest(part)
+            known = self._seen.get(key) or found.get(key)
+            if known is None:
+                known = encode(self.model, part, self.method, relevance=self.relevance).take([0])
+            found[key] = known
+        self._seen = found
+        return joined([found[_digest(part)] for part in parts])
+
+    def _common(self, ready: Prepared) -> int:
+        """Columns of the shortened prompt that stand in the last turn's KV cache exactly so; at least one is left."""
+        turn = self._turn
+        if turn is None:
+            return 0
+        ids = ready["input_ids"][0]
+        limit = min(len(ids) - 1, int(turn.cache.get_seq_length()), len(turn.ids))
+        same = _agree(ids[:limit], turn.ids[:limit])
+        given = ready.get("position_ids")
+        if isinstance(given, Tensor) and turn.positions is not None:
+            given = given.flatten(0, -2)
+            width = min(same, given.shape[-1], turn.positions.shape[-1])
+            same = _agree_columns(given[:, :width], turn.positions[:, :width]) if width else 0
+        for i, (selection, columns) in enumerate(zip(ready.report.selections, self._columns(ready))):
+            first, last = int(columns[0]), int(columns[-1])
+            if first >= same:
+                break
+            earlier = turn.selections[i] if i < len(turn.selections) else None
+            kept = earlier is not None and torch.equal(earlier.rows, selection.rows)
+            if not kept or last >= same or not torch.equal(earlier.features, selection.features):  # type: ignore[union-attr]
+                return first
+        return same
+
+    def _columns(self, ready: Prepared) -> list[Tensor]:
+        """The columns of every picture in the shortened prompt."""
+        ids = ready["input_ids"][0]
+        marks = torch.tensor(sorted(self.adapter.placeholder_ids().values()), device=ids.device)
+        places = torch.isin(ids, marks).nonzero().squeeze(-1)
+        return list(places.split([s.kept for s in ready.report.selections]))
+
+    def _continue(self, ready: Prepared, seen: EncodedPrompt, start: int, settings: dict[str, Any]) -> Any:
+        arguments = ready.inputs
+        if start and self._turn is not None:
+            cache = self._turn.cache
+            cache.crop(start - int(cache.get_seq_length()))
+            arguments["past_key_values"] = cache
+            behind = [i for i, columns in enumerate(self._columns(ready)) if int(columns[0]) >= start]
+            del arguments["mm_encoder_outputs"]
+            if behind:
+                part = seen.take(behind).parts[0]
+                arguments["mm_encoder_outputs"] = {part.modality: self._handed(part, ready, behind)}
+        self._turn = None  # an error in between leaves no cache that fits no prompt
+        self._pruner._remember_positions(ready)
+        output = self.model.generate(**arguments, **settings, return_dict_in_generate=True)
+        positions = ready.get("position_ids")
+        self._turn = _Turn(
+            output.sequences[0],
+            positions.flatten(0, -2) if isinstance(positions, Tensor) else None,
+            output.past_key_values,
+            ready.report.selections,
+        )
+        return output
+
+    def _handed(self, part: Encoded, ready: Prepared, pictures: list[int]) -> Any:
+        chosen = [ready.report.selections[i] for i in pictures]
+        return self.adapter.hand_over(part, chosen, [0] * len(chosen))
+
+
+def _digest(part: Mapping[str, Any]) -> bytes:
+    """A fingerprint of one picture's pixels and sizes."""
+    state = blake2b(digest_size=16)
+    for name in sorted(part):
+        value = torch.as_tensor(part[name]).detach().cpu().contiguous()
+        state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        state.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return state.digest()
+
+
+def _agree(a: Tensor, b: Tensor) -> int:
+    """Leading entries in which two vectors of one length agree."""
+    differ = (a != b.to(a.device)).nonzero()
+    return int(differ[0]) if len(differ) else len(a)
+
+
+def _agree_columns(a: Tensor, b: Tensor) -> int:
+    return _agree((a == b.to(a.device)).all(0), torch.ones(a.shape[-1], dtype=torch.bool, device=a.device))
