@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "shims")]
 
 import torchvision_schemas  # noqa: E402, F401  (before anything that imports torchvision)
 import transformers as t  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 import families  # noqa: E402
@@ -33,7 +34,17 @@ def save(name: str, folder: Path) -> str:
     tiny.sharpen(model, seed=3, scale=6.0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if name == "qwen3-vl-moe":
+        _experts_as_published(folder / "model.safetensors")
     return str(folder)
+
+
+def _experts_as_published(weights: Path) -> None:
+    """Published checkpoints hold the experts' matrices transposed. Transformers reads both, vLLM only those."""
+    held = load_file(weights)
+    for key in [k for k in held if ".experts." in k]:
+        held[key] = held[key].transpose(1, 2).contiguous()
+    save_file(held, weights, metadata={"format": "pt"})
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -75,7 +86,7 @@ def _qwen(name: str) -> tuple[Any, Any]:
         language |= dict(head_dim=32, num_hidden_layers=3)
         rope["mrope_interleaved"] = True
     if name == "qwen3-vl-moe":
-        language |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)
+        language |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True)
     config = getattr(t, f"{stem}Config")(
         text_config=language, vision_config=vision, image_token_id=families.IMAGE, video_token_id=families.VIDEO,
         vision_start_token_id=families.OPEN, vision_end_token_id=families.CLOSE,

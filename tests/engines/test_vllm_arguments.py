@@ -18,13 +18,18 @@ def settings(**given):
     return EngineSettings.of(SimpleNamespace(fsr=given), True)
 
 
+def keep_of(made, arguments):
+    (keep,) = made.keeps_of(arguments, 1)
+    return keep
+
+
 def test_the_share_that_is_removed_is_an_alias():
     made = settings(image_pruning_rate=0.9, image_pruning_method="visionzip")
     assert made.method.name == "visionzip" and made.keep == 0.1 and made.count(0.1, 580) == 58
     assert settings(image_pruning_rate=0).keep == 0
     assert settings(keep=0.25, image_pruning_rate=0.75).keep == 0.25
-    assert made.keep_of({"image_pruning_rate": 0.5}) == 0.5 and made.keep_of({"image_pruning_rate": 0.0}) == 0
-    assert made.keep_of({"image_pruning_method": "visionzip", "fsr_keep": 7}) == 7
+    assert keep_of(made, {"image_pruning_rate": 0.5}) == 0.5 and keep_of(made, {"image_pruning_rate": 0.0}) == 0
+    assert keep_of(made, {"image_pruning_method": "visionzip", "fsr_keep": 7}) == 7
     for bad, hint in [
         ({"keep": 64, "image_pruning_rate": 0.9}, "contradict each other"),
         ({"method": "fsr", "image_pruning_method": "visionzip"}, "contradict each other"),
@@ -39,7 +44,7 @@ def test_the_share_that_is_removed_is_an_alias():
         ({"image_pruning_method": "fsr"}, "was started with visionzip"),
     ]:  # fmt: skip
         with pytest.raises(FSRError, match=hint):
-            made.keep_of(bad)
+            keep_of(made, bad)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +150,6 @@ def test_the_door_as_a_server_sees_it():
 
 def test_budgets_are_judged_by_the_engine_s_own_rules():
     made = settings(keep=9)
+    assert made.keeps_of(through({"model": "m", "fsr_keep": [3, 0.5]})["mm_processor_kwargs"], 2) == [3, 0.5]
     with pytest.raises(BudgetError, match="fsr_keep"):
-        made.keep_of(through({"model": "m", "fsr_keep": -3})["mm_processor_kwargs"])
+        keep_of(made, through({"model": "m", "fsr_keep": -3})["mm_processor_kwargs"])

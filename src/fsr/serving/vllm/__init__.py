@@ -24,11 +24,12 @@ line:
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
+from fsr.methods.picture_budgets import ByAge
 
 __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 
@@ -106,5 +107,10 @@ def overrides(method: Method, architecture: str, relevance: str = "auto") -> dic
         )
     chosen = {f.name: getattr(method, f.name) for f in fields(method)}
     changed = {f.name: chosen[f.name] for f in fields(method) if f.name != "keep" and chosen[f.name] != f.default}
-    settings = {"method": method.name, "keep": method.keep, "relevance": relevance, "options": changed}
+    keep = asdict(method.keep) if isinstance(method.keep, ByAge) else method.keep
+    if not isinstance(keep, int | float | dict):
+        raise UsageError(
+            "vLLM lays out placeholders before any picture is seen: give keep as a number, or by_age(...)."
+        )
+    settings = {"method": method.name, "keep": keep, "relevance": relevance, "options": changed}
     return {"architectures": [place.partition(":")[2]], "fsr": settings}

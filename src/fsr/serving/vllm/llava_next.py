@@ -21,7 +21,7 @@ from fsr.serving.vllm.llava import FLAT_TOWER, LlavaVision
 from fsr.serving.vllm.processing import PrunedProcessing
 from fsr.serving.vllm.vision import view
 
-__all__ = ["FSRLlavaNextForConditionalGeneration", "Newlines"]
+__all__ = ["FSRLlavaNextForConditionalGeneration", "Newlines", "TiledVision"]
 
 
 class Newlines:
@@ -47,6 +47,16 @@ class Newlines:
         return int(newlines)
 
 
+class TiledVision(LlavaVision):
+    """Pictures of several tiles: processed together, they come padded to the same number."""
+
+    def unpadded(self, pictures: dict[str, Any]) -> dict[str, Any]:
+        """Each with its own tiles."""
+        adapter: Any = self.adapter_class(self.fsr_view())
+        counts = adapter.tile_counts(pictures)
+        return {**pictures, "pixel_values": [p[:n] for p, n in zip(pictures["pixel_values"], counts)]}
+
+
 class Processor(Newlines, PrunedProcessing, LlavaNextMultiModalProcessor):
     """The stock processor with fewer placeholders."""
 
@@ -54,7 +64,7 @@ class Processor(Newlines, PrunedProcessing, LlavaNextMultiModalProcessor):
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder)
-class FSRLlavaNextForConditionalGeneration(LlavaVision, LlavaNextForConditionalGeneration):
+class FSRLlavaNextForConditionalGeneration(TiledVision, LlavaNextForConditionalGeneration):
     """vLLM's LLaVA-NeXT with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter

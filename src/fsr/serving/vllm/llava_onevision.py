@@ -20,8 +20,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from fsr.adapters.base import Adapter
 from fsr.adapters.llava_onevision import LlavaOnevisionAdapter
-from fsr.serving.vllm.llava import FLAT_TOWER, LlavaVision
-from fsr.serving.vllm.llava_next import Newlines
+from fsr.serving.vllm.llava import FLAT_TOWER
+from fsr.serving.vllm.llava_next import Newlines, TiledVision
 from fsr.serving.vllm.processing import PrunedProcessing
 from fsr.serving.vllm.taps import Watched
 from fsr.serving.vllm.vision import Seen, view
@@ -38,7 +38,7 @@ class Processor(Newlines, PrunedProcessing, LlavaOnevisionMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     Processor, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
 )
-class FSRLlavaOnevisionForConditionalGeneration(LlavaVision, LlavaOnevisionForConditionalGeneration):
+class FSRLlavaOnevisionForConditionalGeneration(TiledVision, LlavaOnevisionForConditionalGeneration):
     """vLLM's LLaVA-OneVision with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = LlavaOnevisionAdapter

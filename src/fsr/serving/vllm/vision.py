@@ -21,6 +21,7 @@ from vllm.model_executor.models.utils import StageMissingLayer
 from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
+from fsr.pipeline.select import without_relevance
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
 from fsr.serving.vllm.processing import REQUEST
@@ -182,17 +183,19 @@ class PrunedVision:
         units = adapter.units("image", pictures.output, states, pictures.inputs)
         tokens = units.tokens
         out: list[Chosen | None] = [None] * len(tokens)
-        groups: dict[int | float, list[int]] = {}
+        groups: dict[bool, list[int]] = {}
         for i, (unit, request) in enumerate(zip(tokens, requests)):
             structural = 0 if unit.structural is None else int(unit.structural.sum())
             if known[i] is not None or self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
                 continue
-            if scorer is not None and "relevance" in signals:
+            asked = request.question is not None and scorer is not None and "relevance" in signals
+            if asked:
                 read = unit.features if units.patches is None else units.patches[i]
-                tokens[i] = _scored(unit, read, scorer, request)
-            groups.setdefault(request.keep, []).append(i)
-        for keep, members in groups.items():  # pictures of one budget are chosen from together
-            for i, s in zip(members, replace(method, keep=keep)([tokens[i] for i in members])):
+                tokens[i] = _scored(unit, read, scorer, request.question)
+            groups.setdefault(asked, []).append(i)
+        for asked, members in groups.items():
+            one = method if asked else without_relevance(method)
+            for i, s in zip(members, one([tokens[i] for i in members], [requests[i].keep for i in members])):
                 out[i] = Chosen(s.features, s.rows)
         return out
 
@@ -260,11 +263,8 @@ def view(config: Any, tower: nn.Module, **base: Any) -> Any:
     return SimpleNamespace(config=config, model=SimpleNamespace(vision_tower=tower, config=config, **base))
 
 
-def _scored(unit: VisualTokens, states: Tensor, scorer: RelevanceScorer, request: Request) -> VisualTokens:
-    # Unpruned pictures come without a question.
-    if request.keep == 0 or request.question is None:
-        return unit
-    score = scorer(states, request.question)
+def _scored(unit: VisualTokens, states: Tensor, scorer: RelevanceScorer, question: str) -> VisualTokens:
+    score = scorer(states, question)
     return replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score)
 
 
