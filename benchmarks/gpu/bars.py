@@ -76,4 +76,13 @@ BARS = (
         )
     ),
     Bar("saliency tap over the vision tower, %", 3, True, lambda r: 100 * r["shares"]["saliency tap"]["direct"]),
+    *(
+        Bar(
+            f"{model}: first-layer relevance over the first token of a pruned call, %",
+            2,
+            True,
+            lambda r, m=model: 100 * r["shares"][f"relevance by the first layer, {m}"]["share_of_first_token"],
+        )
+        for model in ("llava-1.5-7b", "qwen2.5-vl-7b")
+    ),
 )

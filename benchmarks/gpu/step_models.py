@@ -52,12 +52,12 @@ def one(run: Run, parts: Parts, batch: int, seconds: float) -> dict[str, Any]:
     """Everything about one model at one batch size, as `fsr profile --json` prints it."""
     small = {"config": tiny(run.config), "text_tower": tiny_text_tower()} if parts.pretend else {}
     dtype = torch.float32 if parts.pretend else torch.bfloat16
-    subject = from_config(run.config, device=parts.device, dtype=dtype, **small)
+    workload = from_config(run.config, device=parts.device, dtype=dtype, **small)
     chosen = methods_of(run) if batch == 1 else (get("fsr", keep=run.keeps[0]),)
     plan = Plan(
         chosen, (batch,), new_tokens=2 if parts.pretend else 8, rounds=1 if parts.pretend else 5, limit_s=seconds
     )
-    return report(subject, plan, measure(subject, plan))
+    return report(workload, plan, measure(workload, plan))
 
 
 def main() -> int:

@@ -8,13 +8,16 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import torch
 from transformers.utils import logging
 
 from fsr import FSR, prune
 from fsr.profiling.workload import from_config
+from fsr.signals.first_layer import FirstLayerRelevance
 from part import Parts
 from timing import about, clock
 from tiny import tiny, tiny_text_tower
@@ -35,22 +38,28 @@ def saliency_tap(parts: Parts) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def subject_of(name: str, parts: Parts) -> Any:
+def workload_of(name: str, parts: Parts) -> Any:
     small = {"config": tiny(name), "text_tower": tiny_text_tower()} if parts.pretend else {}
     return from_config(name, device=parts.device, dtype=torch.float32 if parts.pretend else torch.bfloat16, **small)
+
+
+def words_of(text: str, add_special_tokens: bool = True) -> Any:
+    """Stands in for a tokenizer: one id per word, small enough for every vocabulary."""
+    return SimpleNamespace(input_ids=[10 + crc32(word.encode()) % 1000 for word in text.split()])
 
 
 @torch.inference_mode()
 def relevance_share(name: str, source: str, parts: Parts) -> dict[str, Any]:
     """Milliseconds of one kind of relevance inside a pruned call, and its share of that call's first token."""
-    subject = subject_of(name, parts)
-    scorer = subject.relevance if source == "text tower" else source
+    workload = workload_of(name, parts)
+    model = workload.model
+    scorer = FirstLayerRelevance(model, tokenizer=words_of) if source == "first layer" else workload.relevance
     shares, times = [], []
-    with prune(subject.model, FSR(keep=KEEP), relevance=scorer) as pruned:
+    with prune(model, FSR(keep=KEEP), relevance=scorer) as pruned:
         for run in range(3 if parts.pretend else 9):
-            inputs, question = subject.inputs(1, run)  # a new question each time: text towers remember the last ones
-            extra = {"question": question} if source == "text tower" else {}
-            (ms,) = clock([partial(subject.model.generate, **inputs, **extra, max_new_tokens=1)], parts.device, 1)
+            inputs, question = workload.inputs(1, run)  # a new question each time: text towers remember the last ones
+            call = lambda: model.generate(**inputs, question=question, max_new_tokens=1)  # noqa: B023
+            (ms,) = clock([call], parts.device, 1)
             times.append(pruned.last.timings["text_tower"])
             shares.append(times[-1] / ms)
     median = lambda values: sorted(values)[len(values) // 2]
@@ -60,9 +69,9 @@ def relevance_share(name: str, source: str, parts: Parts) -> dict[str, Any]:
 @torch.inference_mode()
 def compiled(parts: Parts) -> dict[str, Any]:
     """First token with the language model as it is and compiled, unpruned and pruned; the choices must not change."""
-    subject = subject_of(LLAVA, parts)
-    model = subject.model
-    inputs, question = subject.inputs(1, 0)
+    workload = workload_of(LLAVA, parts)
+    model = workload.model
+    inputs, question = workload.inputs(1, 0)
     # `generate` is looked up anew in every call: pruning replaces it on the model.
     plain = lambda **more: model.generate(**inputs, **more, max_new_tokens=1, do_sample=False)
     pruned_call = partial(plain, question=question)
@@ -73,7 +82,7 @@ def compiled(parts: Parts) -> dict[str, Any]:
             decoder = model.get_decoder()
             decoder.compile(backend="eager" if parts.pretend else "inductor", dynamic=True)
         out[f"unpruned, {name}_ms"] = clock([plain], parts.device, 2 if parts.pretend else 5)[0]
-        with prune(model, FSR(keep=KEEP), relevance=subject.relevance) as pruned:
+        with prune(model, FSR(keep=KEEP), relevance=workload.relevance) as pruned:
             out[f"pruned, {name}_ms"] = clock([pruned_call], parts.device, 2 if parts.pretend else 5)[0]
             rows.append(pruned.last.selections[0].rows.cpu())
     out["same choice"] = bool(torch.equal(*rows))
@@ -86,6 +95,10 @@ def main() -> int:
     parts.run("about", lambda: about(parts.device))
     parts.run("saliency tap", lambda: saliency_tap(parts))
     parts.run("relevance by the text tower", lambda: relevance_share(LLAVA, "text tower", parts))
+    for name in (LLAVA, QWEN):
+        parts.run(
+            f"relevance by the first layer, {name}", lambda name=name: relevance_share(name, "first layer", parts)
+        )
     parts.run("compiled language model", lambda: compiled(parts))
     return int(parts.failed)
 
