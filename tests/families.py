@@ -8,7 +8,7 @@ then the marks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -43,7 +43,7 @@ from family_models import (  # noqa: F401  (tests take them from here)
     siglip_vision,
     text,
 )
-from family_models_recent import qwen_recent
+from family_models_recent import gemma4, glm, mistral3, omni, pixtral, qwen_recent
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Family:
 
     marks: what stands around the placeholders of one picture (a function of the picture's number of tokens).
     types: name of the per-token types that the model reads, or None.
+    mixes: False where Transformers takes pictures or clips in one call, not both.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Family:
     marks: Callable[[int], list[int]] = lambda n: [OPEN, *[IMAGE] * n, CLOSE]
     video_marks: Callable[[int], list[int]] = lambda n: [OPEN, *[VIDEO] * n, CLOSE]
     types: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    mixes: bool = True
 
 
 # ------------------------------------------------------------------------------------------------------------- the pict
@@ -99,6 +100,10 @@ def _packed_clip(seed: int) -> dict[str, Any]:
     return {"pixel_values_videos": noise(seed, 2 * 4 * 6, 96), "video_grid_thw": torch.tensor([[2, 4, 6]])}
 
 
+def _packed_clip_timed(seed: int) -> dict[str, Any]:
+    return {**_packed_clip(seed), "video_second_per_grid": torch.tensor([1.0])}
+
+
 def _tiles(n: int, seed: int) -> dict[str, Any]:
     """InternVL: pictures with an odd seed have two crops side by side and their thumbnail, the others one tile."""
     groups = []
@@ -130,9 +135,58 @@ def _crop_marks(n: int) -> list[int]:
     return [*crops, BREAK, OPEN, LABELS, *tokens, OPEN]
 
 
+def _ragged(n: int, seed: int) -> dict[str, Any]:
+    """Gemma 4: patches with their (x, y), padded to one length."""
+    grids = [RASTERS[(seed + i) % len(RASTERS)] for i in range(n)]
+    longest = max(h * w for h, w in RASTERS)
+    pixels, places = torch.zeros(n, longest, 48), torch.full((n, longest, 2), -1)
+    for i, (h, w) in enumerate(grids):
+        pixels[i, : h * w] = noise(seed + i, h * w, 48).sigmoid()
+        places[i, : h * w] = torch.stack([torch.arange(w).repeat(h), torch.arange(h).repeat_interleave(w)], -1)
+    return {"pixel_values": pixels, "image_position_ids": places}
+
+
+def _ragged_clip(seed: int) -> dict[str, Any]:
+    """Three frames of 4 x 6 patches."""
+    clip = _ragged(3, 0)
+    pixels, places = clip["pixel_values"], clip["image_position_ids"]
+    pixels[:], places[:] = 0, -1
+    pixels[:, :24] = noise(seed, 3, 24, 48).sigmoid()
+    places[:, :24] = torch.stack([torch.arange(6).repeat(4), torch.arange(4).repeat_interleave(6)], -1)
+    return {"pixel_values_videos": pixels, "video_position_ids": places, "num_frames_per_video": torch.tensor([3])}
+
+
+RASTERS = [[4, 6], [8, 6], [4, 4]]
+
+
+def _sized(n: int, seed: int) -> dict[str, Any]:
+    """Mistral 3: pictures of different sizes, padded to the largest."""
+    sizes = [RASTERS[(seed + i) % len(RASTERS)] for i in range(n)]
+    pixels = torch.zeros(n, 3, SIDE, SIDE)
+    for i, (h, w) in enumerate(sizes):
+        pixels[i, :, : 4 * h, : 4 * w] = noise(seed + i, 3, 4 * h, 4 * w)
+    return {"pixel_values": pixels, "image_sizes": torch.tensor([[4 * h, 4 * w] for h, w in sizes])}
+
+
+def _rows(merge: int) -> Callable[[int], list[int]]:
+    """Mistral 3: a break after every row of a picture, another mark after the last."""
+    width = {h * w // merge**2: w // merge for h, w in RASTERS}
+
+    def marks(n: int) -> list[int]:
+        rows = [[*[IMAGE] * width[n], BREAK]] * (n // width[n])
+        return [*(token for row in rows for token in row)][:-1] + [CLOSE]
+
+    return marks
+
+
 def _stamped(n: int) -> list[int]:
     """Qwen3-VL: each of two frames in a run of its own, with a time stamp before it."""
     return [20, OPEN, *[VIDEO] * (n // 2), CLOSE, 21, OPEN, *[VIDEO] * (n // 2), CLOSE]
+
+
+def _stamped_pictures(n: int) -> list[int]:
+    """GLM: frames are written with the placeholder of pictures."""
+    return [IMAGE if token == VIDEO else token for token in _stamped(n)]
 
 
 FAMILIES = {
@@ -160,6 +214,23 @@ FAMILIES = {
                 "qwen3.5-moe": "Qwen3_5Moe",
             }.items()
         ),
+        *(
+            Family(
+                name,
+                glm(stem),
+                _packed,
+                _packed_clip,
+                video_marks=_stamped_pictures,
+                types="mm_token_type_ids",
+                mixes=False,
+            )
+            for name, stem in {"glm4v": "Glm4v", "glm4v-moe": "Glm4vMoe", "glm46v": "Glm46V"}.items()
+        ),
+        Family("qwen2.5-omni", omni("Qwen2_5Omni"), _packed, _packed_clip_timed),
+        Family("qwen3-omni", omni("Qwen3OmniMoe"), _packed, _packed_clip_timed),
+        Family("gemma4", gemma4, _ragged, _ragged_clip, types="mm_token_type_ids"),
+        Family("mistral3", mistral3, _sized, marks=_rows(2)),
+        Family("pixtral", pixtral, _sized, marks=_rows(1)),
         Family("internvl", _internvl, _tiles),
         Family("gemma3", _gemma3, _plain, types="token_type_ids"),
         Family("paligemma", _paligemma, _plain, types="token_type_ids"),
@@ -202,7 +273,7 @@ def prompts(
     for key in clips[0] if clips else ():
         inputs[key] = torch.cat([c[key] for c in clips])
     if clips:
-        lengths["video"] = _lengths(model, "video", {k: inputs[k] for k in clips[0]})
+        lengths["video"] = _lengths(model, "video", {k: inputs[k] for k in clips[0] if k != "video_second_per_grid"})
     texts = []
     for i, (n, v) in enumerate(rows, first):
         ids = [1, 5 + i, 6]
@@ -220,6 +291,8 @@ def prompts(
     inputs |= {"input_ids": ids, "attention_mask": mask}
     if family.types:
         inputs[family.types] = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        if not family.mixes and clips:
+            inputs[family.types] *= 2
         if name == "paligemma":  # 0 is the prefix, and all of a prompt is prefix
             inputs[family.types].zero_()
     return inputs
@@ -244,7 +317,7 @@ def _by_row(tiles: torch.Tensor, counts: list[int], rows: list[int]) -> torch.Te
 
 def mixed(name: str) -> list[tuple[int, int]]:
     """Two pictures; one picture, with a clip where the family has them; text alone."""
-    return [(2, 0), (1, 1 if FAMILIES[name].clip else 0), (0, 0)]
+    return [(2, 0), (1, 1 if FAMILIES[name].clip and FAMILIES[name].mixes else 0), (0, 0)]
 
 
 def row_alone(name: str, rows: list[tuple[int, int]], row: int) -> dict[str, Any]:

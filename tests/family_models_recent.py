@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from family_models import CLOSE, IMAGE, OPEN, PAD, VIDEO, VOCAB, made
+from family_models import CLOSE, IMAGE, OPEN, PAD, VIDEO, VOCAB, made, text
 
+AUDIO = 78
 # Half of the positions of a head, for width, height and time (interleaved).
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 DENSE = dict(
@@ -43,5 +44,114 @@ def qwen_recent(stem: str, experts: bool = False) -> Callable[[str], Any]:
             vision_start_token_id=OPEN, vision_end_token_id=CLOSE,
         )  # fmt: skip
         return made(f"{stem}ForConditionalGeneration", config, attention)
+
+    return build
+
+
+def glm(stem: str) -> Callable[[str], Any]:
+    """GLM-4.1V ("Glm4v"), GLM-4.5V ("Glm4vMoe"), GLM-4.6V ("Glm46V", over the parts of GLM-4.1V)."""
+
+    def build(attention: str) -> Any:
+        import transformers
+
+        text: dict[str, Any] = {**DENSE, "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
+        if stem == "Glm4vMoe":
+            text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, first_k_dense_replace=1)
+        vision = {k: v for k, v in TOWER.items() if k != "num_position_embeddings"}
+        vision["image_size"] = 32
+        if stem == "Glm46V":
+            text, vision = {**text, "model_type": "glm4v_text"}, {**vision, "model_type": "glm4v_vision"}
+        config = getattr(transformers, f"{stem}Config")(
+            text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+            image_start_token_id=OPEN, image_end_token_id=CLOSE, video_start_token_id=75, video_end_token_id=76,
+        )  # fmt: skip
+        return made(f"{stem}ForConditionalGeneration", config, attention)
+
+    return build
+
+
+def gemma4(attention: str) -> Any:
+    """Everything that a checkpoint of the family has, at once: bidirectional pictures (26B, 31B), experts (26B),
+    embeddings per layer and shared keys and values (E2B, E4B), sliding windows (all)."""
+    from transformers import Gemma4Config, Gemma4TextConfig, Gemma4VisionConfig
+
+    vision = Gemma4VisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        head_dim=8, patch_size=4, pooling_kernel_size=2, position_embedding_size=64, standardize=False,
+    )  # fmt: skip
+    text = Gemma4TextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=16, max_position_embeddings=512, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=8, use_bidirectional_attention="vision",
+        enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32, final_logit_softcapping=30.0,
+        pad_token_id=PAD, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    config = Gemma4Config(
+        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, boi_token_id=OPEN,
+        eoi_token_id=CLOSE, audio_token_id=77,
+    )  # fmt: skip
+    return made("Gemma4ForConditionalGeneration", config, attention)
+
+
+def pixtral_vision() -> Any:
+    from transformers import PixtralVisionConfig
+
+    return PixtralVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=4
+    )
+
+
+def mistral3(attention: str) -> Any:
+    from transformers import Mistral3Config
+
+    config = Mistral3Config(
+        vision_config=pixtral_vision(), text_config=text(), image_token_index=IMAGE, vision_feature_layer=-1
+    )
+    return made("Mistral3ForConditionalGeneration", config, attention)
+
+
+def pixtral(attention: str) -> Any:
+    """Pixtral-12B: `llava` with a Pixtral tower."""
+    from transformers import LlavaConfig
+
+    config = LlavaConfig(
+        vision_config=pixtral_vision(), text_config=text(), image_token_id=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return made("LlavaForConditionalGeneration", config, attention)
+
+
+def omni(stem: str) -> Callable[[str], Any]:
+    """Thinkers of Qwen2.5-Omni ("Qwen2_5Omni") and Qwen3-Omni ("Qwen3OmniMoe")."""
+
+    def build(attention: str) -> Any:
+        import transformers.models.qwen2_5_omni.configuration_qwen2_5_omni as second
+        import transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe as third
+
+        module = third if stem == "Qwen3OmniMoe" else second
+        sound = dict(
+            num_mel_bins=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, d_model=16,
+            max_source_positions=64, n_window=4, output_dim=32,
+        )  # fmt: skip
+        vision = {k: v for k, v in TOWER.items() if k != "num_position_embeddings"}
+        language: dict[str, Any] = dict(DENSE)
+        if stem == "Qwen3OmniMoe":
+            sound |= dict(n_window=50, n_window_infer=100, conv_chunksize=8, downsample_hidden_size=8)
+            vision |= dict(deepstack_visual_indexes=[0, 2], num_position_embeddings=64)
+            language |= EXPERTS
+        else:
+            vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])
+            del language["head_dim"]
+        config = getattr(module, f"{stem}ThinkerConfig")(
+            text_config=language, vision_config=vision, audio_config=sound, position_id_per_seconds=2,
+            audio_start_token_id=AUDIO - 1, audio_end_token_id=AUDIO + 1,
+        )  # fmt: skip
+        for name, number in {
+            "image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": AUDIO, "vision_start_token_id": OPEN,
+            "vision_end_token_id": CLOSE, "seconds_per_chunk": 2,
+        }.items():  # fmt: skip
+            setattr(config, name, number)
+        return made(f"{stem}ThinkerForConditionalGeneration", config, attention)
 
     return build

@@ -18,6 +18,8 @@ import families
 from fsr.adapters import find, qwen2_vl
 from fsr.signals.tap import attention_layers
 
+KEYS = ("pixel_values", "image_sizes", "image_grid_thw", "image_position_ids")
+PACKED = ("qwen", "glm")
 SALIENCY = frozenset({"saliency"})
 
 
@@ -31,8 +33,10 @@ def silenced(name):
     layers = {id(m): m for m in attention_layers(adapter.vision_tower)}
     with torch.no_grad():
         for attention in layers.values():
-            projection = attention.qkv if hasattr(attention, "qkv") else attention.q_proj
-            width = projection.in_features
+            joint = hasattr(attention, "qkv")
+            projection = attention.qkv if joint else getattr(attention, "q_proj", None) or attention.q
+            projection = getattr(projection, "linear", projection)
+            width = projection.out_features // 3 if joint else projection.out_features
             projection.weight[:width] = 0
             if projection.bias is None:
                 projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features))
@@ -41,8 +45,8 @@ def silenced(name):
             if not any(id(child) in layers for child in parent.children()):
                 continue
             for path, p in parent.named_parameters():
-                leaf = path.rpartition(".")[0].rpartition(".")[2]
-                if leaf in ("out_proj", "projection_layer", "proj", "fc2", "down_proj", "linear_fc2"):
+                leaf = path.rpartition(".")[0].removesuffix(".linear").rpartition(".")[2]
+                if leaf in ("out_proj", "o_proj", "projection_layer", "proj", "fc2", "down_proj", "linear_fc2"):
                     p.zero_()
     return model
 
@@ -72,6 +76,16 @@ def processed(name, image):
         )
     elif name == "llava-onevision":
         processor = transformers.LlavaOnevisionImageProcessorPil(size=tile, image_grid_pinpoints=families.PINPOINTS)
+    elif name == "gemma4":
+        processor = transformers.Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+    elif name in ("mistral3", "pixtral"):
+        step = {"height": 8, "width": 8} if name == "mistral3" else {"height": 4, "width": 4}
+        processor = transformers.PixtralImageProcessorPil(patch_size=step, size={"longest_edge": 64})
+    elif name.startswith("glm"):
+        processor = transformers.Glm4vImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2,
+            size={"shortest_edge": 2 * 64, "longest_edge": 2 * 64 * 64},
+        )  # fmt: skip
     elif name.startswith("qwen"):
         processor = transformers.Qwen2VLImageProcessorPil(
             patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 64 * 64}
@@ -94,7 +108,7 @@ def processed(name, image):
 
 def with_prompt(name, model, pixels):
     """The picture's pixels with a prompt that has room for it."""
-    inputs = {k: v for k, v in pixels.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+    inputs = {k: v for k, v in pixels.items() if k in KEYS}
     ids = [families.IMAGE]
     if name in ("smolvlm", "idefics3"):
         tokens = [families.IMAGE] * 4
@@ -121,7 +135,7 @@ def overlap(boxes, square):
 @torch.no_grad()
 def test_a_painted_square_changes_the_tokens_that_lie_on_it(name, feature):
     model = silenced(name)
-    width, height = (96, 64) if name.startswith("qwen") else (120, 80)
+    width, height = (96, 64) if name.startswith(PACKED) else (120, 80)
     x0, y0 = width * 5 // 8, height // 4
     square = (x0, y0, x0 + width // 8, y0 + height // 6)
     plain, painted = (
@@ -156,9 +170,11 @@ def test_a_changed_frame_changes_the_tokens_of_that_frame(name, feature):
     plain = encode(model, inputs, "video")[0]
     videos = inputs["pixel_values_videos"].clone()
     frames = int(plain.geometry.frame.max()) + 1
-    assert frames == (2 if name.startswith("qwen") else 3)
-    if name.startswith("qwen"):
+    assert frames == (2 if name.startswith(PACKED) else 3)
+    if name.startswith(PACKED):
         videos[len(videos) // 2 :] += 1.5
+    elif name == "gemma4":
+        videos[1] += 1.5
     else:
         videos[0, 1] += 1.5
     painted = encode(model, {**inputs, "pixel_values_videos": videos}, "video")[0]
@@ -174,10 +190,15 @@ def mispaired(name, model):
     plain = encode(model, inputs)[0]
     for trial in range(6):
         pixels = inputs["pixel_values"].clone()
-        flat = pixels.view(-1, pixels.shape[-1]) if name.startswith("qwen") else None
-        if flat is not None:
-            unit = (trial * 7 + 2) % (len(flat) // 4)
-            flat[4 * unit : 4 * unit + 4] *= -4
+        if name.startswith(PACKED):
+            unit = (trial * 7 + 2) % (len(pixels) // 4)
+            pixels[4 * unit : 4 * unit + 4] *= -4
+        elif name == "gemma4":
+            first = trial // 3 * 12 + trial % 3 * 2  # the 2 x 2 patches of each token of a raster of 4 x 6
+            pixels[0, [first, first + 1, first + 6, first + 7]] *= -4
+        elif name in ("mistral3", "pixtral"):
+            y, x = 8 * (trial % 2), 8 * (trial // 2)
+            pixels[0, :, y : y + 8, x : x + 8] *= -4
         else:
             y, x = 8 * (trial % 4), 8 * ((trial * 3 + 1) % 4)
             pixels.view(-1, 3, families.SIDE, families.SIDE)[0, :, y : y + 8, x : x + 8] *= -4

@@ -18,6 +18,16 @@ RAGGED = tiny.Salient(keep=0.3)
 GREEDY = dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
 
 
+def axes_of(name, base, inputs):
+    """Positions [3, B, L] of the whole prompt."""
+    given = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
+    if "omni" in name:
+        given |= {"attention_mask": inputs["attention_mask"], "second_per_grids": inputs.get("video_second_per_grid")}
+    else:
+        given["mm_token_type_ids"] = inputs["mm_token_type_ids"]
+    return base.get_rope_index(inputs["input_ids"], **given)[0]
+
+
 def by_hand(name, model, inputs, selections):
     """Logits of one unpadded row: everything merged at full length, then the columns that are not kept left out."""
     base, ids = model.model, inputs["input_ids"]
@@ -34,7 +44,7 @@ def by_hand(name, model, inputs, selections):
             keep[mine] = False
             keep[mine[unit.rows]] = True
             embeds[0, mine[unit.rows]] = unit.features
-        if name.startswith("qwen3-vl") and (ids == token).any():
+        if name.startswith(("qwen3-vl", "qwen3-omni")) and (ids == token).any():
             names = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
             out = run(*(inputs[n] for n in names[modality]), return_dict=True)
             for layer, value in enumerate(out.deepstack_features):
@@ -46,9 +56,15 @@ def by_hand(name, model, inputs, selections):
     runner = base
     if "token_type_ids" in inputs:
         kwargs["token_type_ids"] = inputs["token_type_ids"][:, where]
-    if "mm_token_type_ids" in inputs:
-        grids = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
-        axes, _ = base.get_rope_index(ids, mm_token_type_ids=inputs["mm_token_type_ids"], **grids)
+    if name == "gemma4":
+        kwargs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, where]
+        plain = torch.where(torch.isin(ids, torch.tensor([families.IMAGE, families.VIDEO])), families.PAD, ids)[
+            :, where
+        ]
+        words = model.get_input_embeddings()(plain)
+        kwargs["per_layer_inputs"] = base.language_model.get_per_layer_inputs(plain, words)
+    elif hasattr(base, "get_rope_index"):
+        axes = axes_of(name, base, inputs)
         kwargs["position_ids"] = torch.cat([kwargs["position_ids"][None], axes[:, :, where]])
         runner = base.language_model
     if deep:
@@ -56,21 +72,24 @@ def by_hand(name, model, inputs, selections):
         rows = keep[visual[0]]  # pictures first, then the clip, as in the prompt
         kwargs["visual_pos_masks"] = visual[:, where]
         kwargs["deepstack_visual_embeds"] = [torch.cat(parts)[rows] for parts in deep.values()]
-    return model.lm_head(runner(**kwargs).last_hidden_state)
+    logits = model.lm_head(runner(**kwargs).last_hidden_state)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
 @torch.no_grad()
 def test_forward_equals_dropped_columns(name, feature):
     model = families.model_of(name)
-    rows = [(2, 1 if families.FAMILIES[name].clip else 0)]
-    inputs = families.prompts(name, rows, seed=1)
-    with prune(model, METHOD) as pruned:
-        logits = model(**inputs).logits
-    assert pruned.last.tokens_after == K * len(pruned.last.selections) < pruned.last.tokens_before
-    expected = by_hand(name, model, inputs, pruned.last.selections)
-    assert logits.shape == expected.shape
-    assert (logits - expected).abs().max() <= 2e-5 * expected.abs().max()
+    family = families.FAMILIES[name]
+    for rows in [(2, families.mixed(name)[1][1])], *([] if family.mixes else [[(0, 1)]]):
+        inputs = families.prompts(name, rows, seed=1)
+        with prune(model, METHOD) as pruned:
+            logits = model(**inputs).logits
+        assert pruned.last.tokens_after == K * len(pruned.last.selections) < pruned.last.tokens_before
+        expected = by_hand(name, model, inputs, pruned.last.selections)
+        assert logits.shape == expected.shape
+        assert (logits - expected).abs().max() <= 2e-5 * expected.abs().max()
     feature(name, "K < N equals dropped columns")
 
 
@@ -98,7 +117,7 @@ def test_row_of_a_batch_equals_row_alone(name, method, feature):
     if method is RAGGED:
         feature(name, "ragged K")
     feature(name, "several pictures, text-only rows")
-    if families.FAMILIES[name].clip:
+    if rows[1][1]:
         feature(name, "pictures and clips together")
 
 
@@ -111,7 +130,7 @@ def test_ragged_rows_in_every_mode(name):
         width = batch["input_ids"].shape[1]
         greedy = model.generate(**batch, max_new_tokens=4, do_sample=False)
         modes = [dict(cache_implementation="static"), dict(use_cache=False)]
-        if OLD or name in ("gemma3", "paligemma"):  # their pictures are one bidirectional block
+        if OLD or name in ("gemma3", "gemma4", "paligemma"):  # their pictures are one bidirectional block
             with pytest.raises(UsageError, match="prefill_chunk_size"):
                 model.generate(**batch, max_new_tokens=4, prefill_chunk_size=7)
         else:
@@ -156,9 +175,8 @@ def test_cache_is_short_and_positions_are_as_promised(name, feature):
     assert removed > 0 and pruned.last.length_after == after
     assert out.past_key_values.get_seq_length() == after + 3
     prefill = seen[0]
-    if model.model.__class__.__name__.startswith("Qwen"):
-        grids = {n: inputs[n] for n in ("image_grid_thw", "video_grid_thw") if n in inputs}
-        axes, _ = base.get_rope_index(inputs["input_ids"], mm_token_type_ids=inputs["mm_token_type_ids"], **grids)
+    if hasattr(base, "get_rope_index"):
+        axes = axes_of(name, base, inputs)
         visual = torch.isin(inputs["input_ids"][0], torch.tensor([families.IMAGE, families.VIDEO]))
         keep = ~visual
         places = visual.nonzero().squeeze(-1)

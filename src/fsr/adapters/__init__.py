@@ -2,15 +2,19 @@
 
 from fsr.adapters import (  # noqa: F401  (imported to be registered)
     gemma3,
+    gemma4,
+    glm4v,
     internvl,
     llava,
     llava_next,
     llava_next_video,
     llava_onevision,
     llava_video,
+    mistral3,
     paligemma,
     qwen2_vl,
     qwen3_vl,
+    qwen_omni,
     smolvlm,
 )
 from fsr.adapters.base import Adapter, Encoded, TowerStates, Units

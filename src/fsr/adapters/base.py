@@ -116,7 +116,10 @@ class Adapter(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
-        self.base: Any = getattr(model, "model", model)
+        inner: Any = getattr(model, "model", model)
+        # Where there is no model around tower and decoder, `model.model` is the decoder alone.
+        flat = not hasattr(inner, "get_image_features") and hasattr(model, "get_image_features")
+        self.base: Any = model if flat else inner
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:

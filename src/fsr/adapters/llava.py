@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsr.adapters.base import Adapter, Modality, TowerStates, Units
 from fsr.adapters.containers import entries
@@ -24,6 +24,12 @@ class LlavaAdapter(Adapter):
 
     name = "llava"
     model_types = frozenset({"llava"})
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """A Pixtral tower has no fixed grid: `mistral3` knows it."""
+        vision = getattr(getattr(model, "config", None), "vision_config", None)
+        return super().matches(model) and getattr(vision, "model_type", None) != "pixtral"
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See `Adapter.apart`."""

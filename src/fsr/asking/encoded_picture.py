@@ -103,7 +103,7 @@ class EncodedPicture:
         adapter = find(self.model)
         method, scorer = self.seen.resolve(adapter, method, self.relevance)
         recorder: Any = _Recorder(method)
-        pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", self.seen))
+        pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", seen=self.seen))
         clock = _FirstToken()
         with pruner:
             out = self.model.generate(
@@ -124,7 +124,7 @@ class EncodedPicture:
         return TimedAnswer(text, report, recorder.seen[0], {k: round(v, 3) for k, v in stages.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _SeenWork(Work):
     """Pruning of prompts whose pictures were encoded before."""
 

@@ -34,6 +34,8 @@ hook_lock = threading.Lock()
 _stance_lock = threading.RLock()
 _listeners, _lookup = 0, None
 _listener_lock = threading.Lock()
+# Names of the projections that make a module an attention layer.
+PROJECTIONS = (("qkv",), ("qkv_proj",), ("q_proj", "k_proj"), ("q", "k"), ("query", "key"), ("wq", "wk"))
 # What changes attention weights besides q, k, scale and mask: not known here.
 OTHERWISE = ("softcap", "s_aux", "position_bias")
 
@@ -82,7 +84,8 @@ class _Tape:
 def attention_layers(tower: nn.Module) -> list[nn.Module]:
     """All self-attention modules of a vision tower in order, found by structure (module paths change between
     releases)."""
-    return [m for m in tower.modules() if hasattr(m, "qkv") or (hasattr(m, "q_proj") and hasattr(m, "k_proj"))]
+    named = [dict(m.named_children()) for m in tower.modules()]
+    return [m for m, has in zip(tower.modules(), named) if any(all(n in has for n in names) for names in PROJECTIONS)]
 
 
 @contextmanager

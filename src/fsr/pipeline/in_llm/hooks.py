@@ -69,6 +69,11 @@ class InLLMHooks:
                 f"{type(self.model).__name__} adds visual features by column behind its first {deep} decoder layers: "
                 f"drop in front of layer {deep} or later."
             )
+        if any(getattr(m.self_attn, "is_kv_shared_layer", False) for m in self.layers):
+            raise UnsupportedModelError(
+                f"the last layers of {type(self.decoder).__name__} read keys and values of earlier ones, which hold "
+                "more tokens after a drop: prune before the language model."
+            )
         if any(getattr(m, "_compiled_call_impl", None) is not None for m in self.decoder.modules()):
             raise UnsupportedModelError(
                 "the language model is compiled, which skips hooks: prune inside it uncompiled, or prune before it."
