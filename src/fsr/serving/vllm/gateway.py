@@ -118,7 +118,8 @@ def _number(text: str) -> int | float | None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -135,7 +135,8 @@ class MRopeVision(PrunedVision):
     def _unpruned(self, tokens: list[int], mm_features: list[Any]) -> tuple[list[int], list[Any], Tensor]:
         """The prompt with all N placeholders per picture, its features moved along, and which columns are ours."""
         out: list[int] = []
-        features, kept, done = [], [], 0
+        kept: list[int] = []
+        features, done = [], 0
         for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
             at, length = feature.mm_position.offset, feature.mm_position.length
             kept += range(len(out), len(out) + at - done)

@@ -113,7 +113,10 @@ class PrunedVision:
         """One pass of the tower as the adapter expects it."""
         raise NotImplementedError
 
-    feature_width: int | None = None
+    @property
+    def feature_width(self) -> int | None:
+        """D, where channels of another kind stand behind a token's own features."""
+        return None
 
     # ---------------------------------------------------------------------------------------------------- same for all
 
@@ -188,11 +191,11 @@ class PrunedVision:
             structural = 0 if unit.structural is None else int(unit.structural.sum())
             if known[i] is not None or self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
                 continue
-            asked = request.question is not None and scorer is not None and "relevance" in signals
-            if asked:
+            question = request.question if "relevance" in signals else None
+            if scorer is not None and question is not None:
                 read = unit.features if units.patches is None else units.patches[i]
-                tokens[i] = _scored(unit, read, scorer, request.question)
-            groups.setdefault(asked, []).append(i)
+                tokens[i] = _scored(unit, read, scorer, question)
+            groups.setdefault(question is not None, []).append(i)
         for asked, members in groups.items():
             one = method if asked else without_relevance(method)
             for i, s in zip(members, one([tokens[i] for i in members], [requests[i].keep for i in members])):
