@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest test-engines gpu docs clean
+.PHONY: demo test test-oldest test-engines test-engines-next gpu docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,16 @@ $(ENGINES)/.there: pyproject.toml constraints.txt tests/engines/requirements.txt
 
 test-engines: $(ENGINES)/.there
 	$(ENGINES)/bin/python -m pytest -q tests/engines
+
+# The newer of the two vLLM releases that are supported, on one suite of each kind: its Python code on the CPU kernels of
+# the older one (see the script).
+NEXT := $(ENGINES)/vllm-0.33.0
+$(NEXT)/.there: $(ENGINES)/.there tests/engines/next_release
+	tests/engines/next_release $(ENGINES) 0.33.0
+	touch $@
+
+test-engines-next: $(NEXT)/.there
+	PYTHONPATH=$(NEXT) $(ENGINES)/bin/python -m pytest -q tests/engines/test_vllm.py -k "text_tower or qwen3 and not moe or internvl or gemma3"
 
 # Everything that only a GPU can show, in at most nine minutes: JSON files and runs/gpu/page.md. On a machine without a
 # network run `benchmarks/gpu/run` itself (benchmarks/gpu/README.md says what it needs); `ARGS=--pretend` rehearses it.
