@@ -9,18 +9,17 @@ do not depend on each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
 from fsr.minivlm.loop import run_stage
 from fsr.minivlm.native.build import WIDTH, build_qwen3
 from fsr.minivlm.native.language import Asked, asked_batch, fit_loss, language_loss
-from fsr.minivlm.native.start import fitted_symbols, transplant_language, transplant_vision
+from fsr.minivlm.native.start import fitted_symbols, shipped_mini, transplant_language, transplant_vision
 from fsr.minivlm.native.vision import NativeBatch, NativeReadOuts, vision_batch, vision_loss
 from fsr.minivlm.train import STAGES, WEIGHTS
 from fsr.minivlm.train_language import LookUps, Symbols
@@ -63,8 +62,7 @@ def load_parts(
     """
     torch.manual_seed(recipe.seed)
     model = build_qwen3()
-    with as_file(files("fsr.minivlm") / "data" / "mini") as weights:
-        mini = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32, local_files_only=True).eval()
+    mini = shipped_mini()
     transplant_vision(mini, model)
     transplant_language(mini, model)
     symbols = fitted_symbols(mini, recipe.fitted) if first else Symbols(WIDTH)
