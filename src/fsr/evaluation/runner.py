@@ -95,7 +95,7 @@ class Runner:
         self.relevance = relevance
         self.folder = None
         if resume is not None:
-            source = "" if relevance == "auto" else f"-{relevance}"
+            source = "" if relevance == "auto" else f"-{_short(relevance)}"
             self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}{source}"
         self._batches: list[Batch] = []
         self._methods: list[Method] = []
@@ -242,6 +242,13 @@ def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -
             )
         )
     return found
+
+
+def _short(relevance: str) -> str:
+    """A source's name, or the hash of its file."""
+    return (
+        relevance if not relevance.endswith(".json") else hashlib.sha256(Path(relevance).read_bytes()).hexdigest()[:12]
+    )
 
 
 def model_hash(model: Any) -> str:
