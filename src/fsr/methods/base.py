@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.budget import certify, check_keep, count_of
+from fsr.methods.budget_groups import Group, look
 from fsr.methods.chain import BEFORE_LLM, Chainable
 from fsr.methods.checks import check_shapes, complain, finite
-from fsr.methods.layout import Group, look
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
 from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
 from fsr.methods.registry import available, get, register
