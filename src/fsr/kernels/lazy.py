@@ -1,6 +1,6 @@
 """Farthest points straight from directions on CPU, without the matrix of cosines.
 
-That matrix takes most of the time of Scan, and most of it never decides anything. Here a step compares the newest anchor
+The matrix takes most of the time of Scan, and most of it never decides anything. Here a step compares the newest anchor
 only with the *open* tokens, the farthest ones. A token that is not open can only have come nearer since it was looked
 at last: while some open token is farther than all the others were then, it is the farthest of all. Where that fails,
 those that were as far then are brought up to date and opened again. As anchors add up, fewer and fewer stay open.

@@ -18,7 +18,7 @@ from fsr.errors import RelevanceError, UsageError
 from fsr.methods.budget import certify, check_keep, count_of
 from fsr.methods.budget_groups import Group, groups_of
 from fsr.methods.chain import BEFORE_LLM, Chainable
-from fsr.methods.checks import check_shapes, refuse_nonfinite, finite
+from fsr.methods.checks import check_shapes, finite, refuse_nonfinite
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
 from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
 from fsr.methods.registry import available, get, register
@@ -115,8 +115,8 @@ class Method(Chainable, ABC):
 
         keeps: the budget of each image; None: what `keep` says of the pictures of one prompt, in this order.
 
-        The host synchronises with the device twice, for all images together: for the checks before `pick`, and for the numbers
-        of the report after it.
+        The host synchronises with the device twice, for all images together: for the checks before `pick`, and for
+        the numbers of the report after it.
 
         Raises:
             FeatureError: NaN or infinite features or scores, or scores of the wrong length.

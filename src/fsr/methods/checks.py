@@ -11,7 +11,7 @@ from torch import Tensor
 from fsr.errors import FeatureError
 from fsr.tokens import VisualTokens
 
-__all__ = ["check_shapes", "refuse_nonfinite", "finite"]
+__all__ = ["check_shapes", "finite", "refuse_nonfinite"]
 
 
 def check_shapes(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
