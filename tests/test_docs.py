@@ -112,9 +112,7 @@ def printed():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, p in zip(NAMES, PAGES) if runnable(p)]
-)
+@pytest.mark.parametrize("name", [n for n, p in zip(NAMES, PAGES) if runnable(p)])
 def test_marked_blocks_run_and_print_what_they_say(name, printed):
     found = blocks(ROOT / name)
     if not MINI and any(b["mark"] == "runs on mini" for b in found):
