@@ -11,6 +11,7 @@ from fsr.adapters.base import Adapter
 from fsr.adapters.generic import GenericAdapter
 from fsr.adapters.generic_grid import GenericAxesAdapter, GenericGridAdapter
 from fsr.adapters.generic_plain import GenericPlainAdapter
+from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UnsupportedModelError
 
 __all__ = ["available", "find", "register"]
@@ -36,11 +37,12 @@ def available() -> dict[str, type[Adapter]]:
 
 
 def find(model: nn.Module) -> Adapter:
-    """The adapter of a model: by name, else the generic one if the structure allows.
+    """The adapter of a model (looked up inside its wrappers): by name, else the generic one if the structure allows.
 
     Raises:
         UnsupportedModelError: no adapter knows its `config.model_type`.
     """
+    model = unwrapped(model)
     adapters = available()
     for cls in adapters.values():
         if cls.matches(model):
@@ -48,6 +50,12 @@ def find(model: nn.Module) -> Adapter:
     for generic in GENERIC:
         if generic.matches(model):
             return generic(model)
+    for path, part in model.named_modules():
+        if path and any(cls.matches(part) for cls in adapters.values()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} runs a vision-language model in a way of its own: prune the one inside it "
+                f"(model.{path}), call that, and pool its states with pruned.last.attention_mask."
+            )
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
     raise UnsupportedModelError(

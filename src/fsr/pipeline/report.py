@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fsr.adapters.containers import fresh
 from fsr.errors import UsageError
+from fsr.pipeline.center_crop import placed
+from fsr.pipeline.shorten import gather
 from fsr.tokens import Selection
 
 __all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
@@ -67,6 +69,8 @@ class Report:
 
     selections: one per picture or clip, in prompt order; rows: the batch row each belongs to.
     input_ids: [B, L'] the shortened prompt (what a continuation of the KV cache must start with).
+    attention_mask: [B, L'] which of its columns count; labels: [B, L'] the call's `labels`, shortened, or None.
+    columns: long [B, L'], the column of the user's prompt that each column of the shortened one was; -1 for filler.
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
@@ -79,6 +83,9 @@ class Report:
     selections: tuple[Selection, ...]
     rows: tuple[int, ...]
     input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None
+    columns: Tensor
     length_before: int
     length_after: int
     timings: Mapping[str, float]
@@ -92,7 +99,9 @@ class Report:
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
 
-        image: what the model was given; for a clip its frames. None: a blank ground, for the report holds no pixels.
+        image: the picture as the processor was given it; for a clip its frames. None: a blank ground, for the report
+            holds no pixels. What the processor cut off is dim; that takes `processor=` in `prune` or `prepare`: without
+            one, give the part that it cuts out.
 
         Raises:
             UsageError: the call had fewer pictures.
@@ -102,7 +111,22 @@ class Report:
         if not 0 <= which < len(self.selections):
             raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")
         selection = self.selections[which]
-        return draw(blank(selection.geometry) if image is None else image, selection, size)
+        if image is None:
+            return draw(blank(selection.geometry), placed(selection, None), size)
+        return draw(image, selection, size)
+
+    def shorten(self, value: Tensor, fill: int = 0) -> Tensor:
+        """Anything that stands beside the user's prompt column by column (labels, masks, weights), [B, L], as it stands
+        beside the shortened one: [B, L'].
+
+        fill: what filler columns get (-100 for labels).
+
+        Raises:
+            UsageError: another number of columns than the prompt had.
+        """
+        if value.dim() != 2 or value.shape[1] != self.length_before:
+            raise UsageError(f"shorten() takes [B, {self.length_before}], the columns of the prompt as it was given.")
+        return gather(value, self.columns, fill)
 
     @property
     def tokens_before(self) -> int:
