@@ -15,6 +15,8 @@ import class_map
 import class_twins
 from fsr import FSR, UnsupportedModelError, prepare
 from fsr.adapters import find
+from fsr.signals.attention import received_attention
+from fsr.signals.tap import record_layers
 
 WORKS = {
     "cohere2_vision": "generic: saliency, keys",
@@ -43,6 +45,23 @@ def test_classes_that_are_refused(model_type):
     row = class_map.look(model_type)
     assert row.verdict == "refused" and REFUSED[model_type] in row.text
     assert "\n" not in row.text
+
+
+@torch.no_grad()
+def test_scores_of_generic_rasters_are_means_of_blocks():
+    """Cohere 2 Vision: 4 x 4 patches, 2 x 2 of them make a token, in the order that its own pixel shuffle gives."""
+    model = class_twins.twin("cohere2_vision")
+    adapter = find(model)
+    inputs = class_twins.inputs_for(model, adapter.base)
+    with record_layers(adapter.vision_tower, [adapter.saliency_layer]) as states:
+        adapter.base.get_image_features(inputs["pixel_values"])
+    layer = states(adapter.saliency_layer)
+    raw = received_attention(layer.q, layer.k, layer.scale).unflatten(1, (4, 4))
+    blocks = torch.nn.functional.avg_pool2d(raw, 2).flatten(1)
+    for unit, expected in zip(adapter.encode(inputs, frozenset({"saliency"}))[0].units, blocks):
+        where = (unit.geometry.boxes[:, 1] * 2 * 2 + unit.geometry.boxes[:, 0] * 2).round().long()
+        assert torch.allclose(unit.saliency, expected[where], atol=1e-6)
+        assert sorted(where.tolist()) == [0, 1, 2, 3]
 
 
 def test_what_is_no_square_is_refused():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.utils import GenerationMixin
 
-from fsr.adapters.base import Adapter, Modality, TowerStates, Units
+from fsr.adapters.base import PIXELS, Adapter, Modality, TowerStates, Units
 from fsr.adapters.containers import entries
 from fsr.adapters.provenance import NOBODY, token_of_patch
 from fsr.errors import UnsupportedModelError
@@ -134,7 +134,8 @@ class GenericAdapter(UnknownModel):
         if len(counts) != 1:
             raise self.refusal(f"its pictures have different numbers of tokens ({sorted(counts)})")
         self._check_square(modality, inputs)
-        known, size = self._known.setdefault(self.model, {}), (tuple(inputs["pixel_values"].shape[1:]), *counts)
+        pixels = next(inputs[n] for n in sorted(PIXELS) if inputs.get(n) is not None)
+        known, size = self._known.setdefault(self.model, {}), (tuple(pixels.shape[1:]), *counts)
         if size not in known:
             known[size] = self._raster(modality, inputs, len(pictures), counts.pop())
         owner = known[size]
