@@ -1,9 +1,9 @@
 """Do vLLM and Transformers give the same answers about pruned pictures? Questions about the embedded models' scenes.
 
-    .venv-engines/bin/python benchmarks/engine_answers.py [--model mini-qwen3] [--keep 0.25] [--questions 500] [--json FILE]
+    .venv-engines/bin/python benchmarks/engine_answers.py [--model mini-qwen3] [--keep 0.25] [--questions 500]
 
-Both in float32 on a CPU, greedy, the same checkpoint, method and budget, the first questions of the test set. One engine,
-all requests at once; Transformers one after another. Prints how many answers are the same, and how many are right.
+Both in float32 on a CPU, greedy, the same checkpoint, method and budget, the first questions of the test set. One
+engine, all requests at once; Transformers one after another. Prints how many answers are the same, and how many right.
 """
 
 from __future__ import annotations
