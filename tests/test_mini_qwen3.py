@@ -64,6 +64,11 @@ def test_it_answers_unseen_questions(runner):
     assert right(runner, unpruned()) >= 0.85
 
 
+def test_no_sign_without_a_text_tower(runner):
+    with pytest.raises(UsageError, match="leave sign at 1"):
+        runner.run([Trial("fsr", FSR(keep=0.25), sign=-1)])
+
+
 def test_half_of_the_tokens_keep_the_answers_about_colours_and_grounds(runner):
     # Colours and grounds come through DeepStack only: rows of the wrong tokens would break them.
     trial = Trial("grid", get("uniform-grid", keep=0.5))
@@ -102,12 +107,10 @@ def test_command_line(capsys, tmp_path):
     assert main(["view", *words, "--out", str(page)]) == 0
     assert page.read_text(encoding="utf-8").count("data-token=") >= 48
     capsys.readouterr()
-    assert (
-        main(["compare", "--model", "mini-qwen3", "--methods", "grid", "--keep", "0.25", "--questions", "16", "--json"])
-        == 0
-    )
+    words = ["--model", "mini-qwen3", "--methods", "grid", "--keep", "0.25", "--questions", "16"]
+    assert main(["compare", *words, "--relevance", "embedding", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["questions"]["scenes"] == "native" and len(told["results"]) == 2
+    assert told["questions"]["scenes"] == "native" and len(told["results"]) == 2 and told["relevance"] == "embedding"
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (400, 400), (64, 200), (417, 96)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsr.asking.options import keep_values
+from fsr.cli.arguments import add_relevance_argument
 from fsr.errors import UsageError
 
 
@@ -34,12 +35,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
         "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
     )
     parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
-    parser.add_argument(
-        "--relevance",
-        choices=("auto", "none", "first-layer", "embedding"),
-        default="auto",
-        help="where the question's relevance comes from, see prune()",
-    )
+    add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"

@@ -1,4 +1,4 @@
-"""`fsr demo`: the report alive, in a browser. Works without a network; needs the extra `demo` (Gradio)."""
+"""`fsr demo`: the live report, in a browser. Works without a network; needs the extra `demo` (Gradio)."""
 
 from __future__ import annotations
 

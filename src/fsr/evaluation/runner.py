@@ -95,11 +95,16 @@ class Runner:
         self.relevance = relevance
         self.folder = None
         if resume is not None:
-            source = "" if relevance == "auto" else f"-{relevance}"
+            source = "" if relevance == "auto" else f"-{_short(relevance)}"
             self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}{source}"
         self._batches: list[Batch] = []
         self._methods: list[Method] = []
         self._signals: frozenset[str] = frozenset()
+
+    @property
+    def signed(self) -> bool:
+        """Whether relevance comes from a paired text tower, whose sign was measured."""
+        return self.relevance == "auto" and find(self.model).paired_text_tower
 
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
         """The outcomes of each trial, in the order of the set. Equal trials are run once."""
@@ -129,7 +134,7 @@ class Runner:
         wanted |= self._signals
         adapter = find(self.model)
         relevance: Any = self.relevance
-        if "relevance" in wanted and relevance == "auto" and adapter.paired_text_tower:
+        if "relevance" in wanted and self.signed:
             relevance = Remembered(find_twin(adapter))
         self._batches = []
         for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
@@ -242,6 +247,13 @@ def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -
             )
         )
     return found
+
+
+def _short(relevance: str) -> str:
+    """A source's name, or the hash of its file."""
+    return (
+        relevance if not relevance.endswith(".json") else hashlib.sha256(Path(relevance).read_bytes()).hexdigest()[:12]
+    )
 
 
 def model_hash(model: Any) -> str:

@@ -11,18 +11,33 @@ explain `mini`'s projected patches best (ridge regression).
 
 from __future__ import annotations
 
+from importlib.resources import as_file, files
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import LlavaForConditionalGeneration, Qwen3VLForConditionalGeneration
 
+from fsr.errors import UsageError
 from fsr.minivlm.scenes import draw
 from fsr.minivlm.train_language import Symbols, tower_features
 from fsr.minivlm.train_vision import ReadOuts, normalise_pixels, patch_labels
 from fsr.minivlm.vocabulary import encode_words
 
-__all__ = ["fitted_symbols", "transplant_language", "transplant_vision"]
+__all__ = ["fitted_symbols", "shipped_mini", "transplant_language", "transplant_vision"]
+
+
+def shipped_mini() -> LlavaForConditionalGeneration:
+    """`mini` as it ships, in float32.
+
+    Raises:
+        UsageError: an installation without its weights.
+    """
+    with as_file(files("fsr.minivlm") / "data" / "mini") as folder:
+        if not (folder / "config.json").is_file():
+            raise UsageError("the weights of 'mini' are not in this installation: mini-qwen3 starts from them.")
+        return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
 def _shrink(side: int, to: int) -> Tensor:

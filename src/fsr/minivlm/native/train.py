@@ -19,7 +19,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from fsr.minivlm.loop import run_stage
 from fsr.minivlm.native.build import WIDTH, build_qwen3
 from fsr.minivlm.native.language import Asked, asked_batch, fit_loss, language_loss
-from fsr.minivlm.native.start import fitted_symbols, transplant_language, transplant_vision
+from fsr.minivlm.native.start import fitted_symbols, shipped_mini, transplant_language, transplant_vision
 from fsr.minivlm.native.vision import NativeBatch, NativeReadOuts, vision_batch, vision_loss
 from fsr.minivlm.train import STAGES, WEIGHTS
 from fsr.minivlm.train_language import LookUps, Symbols
@@ -60,11 +60,9 @@ def load_parts(
 
     first: regress the symbols from `mini` (some seconds), for the stage that starts from them.
     """
-    from fsr.asking.load import load
-
     torch.manual_seed(recipe.seed)
     model = build_qwen3()
-    mini = load("mini", "cpu")[0]
+    mini = shipped_mini()
     transplant_vision(mini, model)
     transplant_language(mini, model)
     symbols = fitted_symbols(mini, recipe.fitted) if first else Symbols(WIDTH)
