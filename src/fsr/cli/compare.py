@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsr.asking.options import keep_values
+from fsr.cli.arguments import add_relevance_argument
 from fsr.cli.outputs import output_file, output_folder
-from fsr.errors import RelevanceError, UsageError
+from fsr.errors import UsageError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: str) -> None:
     """What `compare` and `ablate` share."""
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     parser.add_argument("--keep", default=keep, help="budgets, separated by commas")
     parser.add_argument("--questions", type=int, default=2000, help="how many, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0, help="of the question set")
@@ -34,6 +37,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
         "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
     )
     parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
+    add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"
@@ -56,13 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from fsr.evaluation.plots import plot_comparison
     from fsr.evaluation.tables import comparison_tables
 
-    try:
-        result = compare(open_runner(args), names, keeps, args.positions)
-    except RelevanceError as error:
-        reason = str(error).partition(": ")[0].rstrip(".")
-        raise RelevanceError(
-            f"{reason}: every comparison runs FSR with relevance, choose a --model with one."
-        ) from error
+    result = compare(open_runner(args), names, keeps, args.positions)
     return report(args, result, files, comparison_tables(result), plot_comparison)
 
 
@@ -100,14 +98,15 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The model and the question set of the command line."""
     from transformers.utils import logging
 
-    from fsr.asking.load import load
+    from fsr.asking.load import load, world_of
     from fsr.evaluation.question_set import build
     from fsr.evaluation.runner import Runner
 
-    questions = build(args.split, args.seed, args.questions)
     logging.set_verbosity_error()
     model, processor = load(args.model, args.device)
-    return Runner(model, processor, questions, output_folder(args.resume_dir), progress=sys.stderr.isatty())
+    questions = build(args.split, args.seed, args.questions, world_of(model.config))
+    resume = output_folder(args.resume_dir)
+    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty(), relevance=args.relevance)
 
 
 def report(

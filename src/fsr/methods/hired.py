@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from fsr.methods.base import Method, Picks, register
-from fsr.methods.groups import apportion, take_quota
 from fsr.methods.options import SHARE
+from fsr.methods.quotas import apportion, take_quota
 from fsr.methods.saliency import by_score
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens

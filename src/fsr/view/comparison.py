@@ -33,7 +33,8 @@ __all__ = [
 class MethodRun:
     """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). covered: the share of the priority mass that
     is covered after each token of a distinct Focus (None for other methods). nearest, likeness: for each of N tokens
-    the kept token that is most like it and their cosine (None where only a selection is known)."""
+    the kept token that is most like it and their cosine (None where only a selection is known). relevance: where it
+    came from."""
 
     name: str
     text: str
@@ -44,6 +45,7 @@ class MethodRun:
     covered: tuple[float, ...] | None = None
     nearest: tuple[int, ...] | None = None
     likeness: tuple[float, ...] | None = None
+    relevance: str = "none"
 
     @property
     def keep(self) -> int:
@@ -126,6 +128,7 @@ def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
         covered=covered(selection, compared) if getattr(method, "focus_by", "") == "distinct" else None,
         nearest=tuple(nearest.tolist()),
         likeness=tuple(likeness.tolist()),
+        relevance=asked.report.relevance,
     )
 
 
