@@ -101,6 +101,11 @@ class Runner:
         self._methods: list[Method] = []
         self._signals: frozenset[str] = frozenset()
 
+    @property
+    def signed(self) -> bool:
+        """Whether relevance comes from a paired text tower, whose sign was measured."""
+        return self.relevance == "auto" and find(self.model).paired_text_tower
+
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
         """The outcomes of each trial, in the order of the set. Equal trials are run once."""
         n = len(self.questions)
@@ -129,7 +134,7 @@ class Runner:
         wanted |= self._signals
         adapter = find(self.model)
         relevance: Any = self.relevance
-        if "relevance" in wanted and relevance == "auto" and adapter.paired_text_tower:
+        if "relevance" in wanted and self.signed:
             relevance = Remembered(find_twin(adapter))
         self._batches = []
         for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
