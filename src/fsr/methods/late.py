@@ -46,7 +46,7 @@ class Late(InLLMMethod):
     needs = frozenset()
     ordered = True
 
-    keep: Keep | tuple[Keep, ...] | Mapping[int, Keep] = 0
+    keep: Keep | tuple[Keep, ...] | Mapping[int, Keep] = 0  # type: ignore[assignment]  # one value per layer, too
     at: tuple[Annotated[int, LAYER], ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Late(InLLMMethod):
             if at:
                 raise UsageError("late: name the layers in keep={layer: tokens} or in at=(...), not in both.")
             at, keep = tuple(keep), tuple(keep.values())
-        if not at:
+        if not isinstance(at, list | tuple) or not at:
             raise UsageError("late: name the layers, for example Late({12: 64, 24: 0}).")
         if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in at):
             raise UsageError(f"late: layers {at} must be whole numbers.")
