@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from fsr.adapters import find
 from fsr.evaluation.in_llm import before, generate_in_llm
+from fsr.evaluation.qualities import CLEAN
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
+from fsr.evaluation.remembered import Remembered, with_saliency
 from fsr.evaluation.trials import Trial
 from fsr.methods import Method
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import prepare
 from fsr.pipeline.scorer import find_twin
-from fsr.signals.relevance import RelevanceScorer
 from fsr.tokens import Selection
 
 __all__ = ["Runner", "model_hash"]
@@ -47,27 +48,6 @@ class Batch:
     owner: Tensor
     asked: Tensor
     big: Tensor
-
-
-class Remembered:
-    """A scorer that scores each picture against each question once; `sign` -1 turns the scores around."""
-
-    def __init__(
-        self, inner: RelevanceScorer, sign: int = 1, known: dict[tuple[int, str], Tensor] | None = None
-    ) -> None:
-        self.inner, self.sign, self.layer = inner, sign, inner.layer
-        self.known = {} if known is None else known
-
-    def __call__(self, patches: Tensor, question: str) -> Tensor:
-        """See `RelevanceScorer`. Pictures are told apart by identity: the runner holds them all the time."""
-        key = (id(patches), question)
-        if key not in self.known:
-            self.known[key] = self.inner(patches, question)
-        return self.sign * self.known[key]
-
-    def turned(self, sign: int) -> Remembered:
-        """The same memory with another sign."""
-        return Remembered(self.inner, sign, self.known)
 
 
 class Runner:
@@ -110,6 +90,32 @@ class Runner:
         return [files[trial.key].complete(n) for trial in trials]
 
     @torch.no_grad()
+    def without_picture(self) -> list[Outcome]:
+        """What the text alone answers: the same questions without any visual token. `encode` comes first."""
+        found = []
+        for batch in self._batches:
+            texts = [self.questions.items[i].question.text for i in batch.items]
+            prompts = self._prompts(texts, None)
+            new = self._generate(**prompts)[:, prompts["input_ids"].shape[1] :]
+            for item, text in zip(batch.items, self.processor.batch_decode(new, skip_special_tokens=True)):
+                found.append(Outcome(item, text.strip(), 0, 0, 0, None, 2.0, None, None, None, None))
+        return found
+
+    @torch.no_grad()
+    def points(self, level: str) -> float:
+        """Share of the questions about something in the picture whose most relevant token lies on it, at a level of
+        relevance. `encode` comes first, with a method that reads relevance."""
+        hits = []
+        for batch in self._batches:
+            scorer = batch.seen.scorer.at(level)  # type: ignore[union-attr]
+            (part,) = batch.seen.parts
+            read = [u.features for u in part.units] if scorer.reads_features else part.patches
+            for item, states, asked in zip(batch.items, read, batch.asked):  # type: ignore[arg-type]
+                if asked.any():
+                    hits.append(bool(asked[scorer(states, self.questions.items[item].question.text).argmax()]))
+        return sum(hits) / len(hits)
+
+    @torch.no_grad()
     def encode(self, trials: Sequence[Trial]) -> None:
         """Encode all pictures with every signal that any of the trials reads; `run` does it where it has not been."""
         wanted: frozenset[str] = frozenset().union(*(before(trial.method).signals() for trial in trials))
@@ -126,6 +132,9 @@ class Runner:
             one_each = self._prompts(["?"] * len(scenes), pictures)
             row = [scenes.index(self.questions.items[i].scene) for i in items]
             seen = encode(self.model, one_each, *self._methods, relevance=relevance).take(row)
+            if scorer is not None:
+                name = f"{self.questions.split} {self.questions.seed}"
+                scorer.place(seen.parts[0], [(name, self.questions.items[i].scene) for i in items])
             texts = [self.questions.items[i].question.text for i in items]
             prompts = self._prompts(texts, [pictures[r] for r in row])
             self._batches.append(self._batch(items, prompts, seen))
@@ -145,9 +154,10 @@ class Runner:
             cuts[-1].append(i)
         return cuts
 
-    def _prompts(self, texts: list[str], pictures: list[Any]) -> dict[str, Any]:
-        """Chat prompts, padded on the left, on the model's device."""
-        turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t}]}] for t in texts]
+    def _prompts(self, texts: list[str], pictures: list[Any] | None) -> dict[str, Any]:
+        """Chat prompts, padded on the left, on the model's device; None leaves the pictures out."""
+        shown = [] if pictures is None else [{"type": "image"}]
+        turns = [[{"role": "user", "content": [*shown, {"type": "text", "text": t}]}] for t in texts]
         rendered = [self.processor.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
         made = self.processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in made.items()}
@@ -172,9 +182,12 @@ class Runner:
         return Batch(items, prompts, seen, torch.stack(owners), torch.stack(asked), torch.stack(big))
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
-        seen = batch.seen
+        seen, quality = batch.seen, trial.seen
         if isinstance(seen.scorer, Remembered):
-            seen = replace(seen, scorer=seen.scorer.turned(trial.sign))
+            seen = replace(seen, scorer=seen.scorer.at(quality.relevance, trial.sign))
+        if quality.saliency != CLEAN.saliency:
+            names = [(f"{self.questions.split} {self.questions.seed}", self.questions.items[i].scene) for i in batch.items]
+            seen = with_saliency(seen, list(batch.owner), quality.saliency, names)
         questions = [self.questions.items[i].question.text for i in batch.items]
         method = trial.method_for(index)
         if isinstance(method, Method):

@@ -21,11 +21,12 @@ class PaperFSR(FSR):
     much of the budget it takes.
 
     Args:
-        focus_by, beta, max_focus: see `FSR`; only these defaults differ.
+        focus_by, alpha, beta, max_focus: see `FSR`; only these defaults differ.
     """
 
     name: ClassVar[str] = "fsr-paper"
 
     focus_by: FocusBy = "prefix"
+    alpha: float = 3.0
     beta: float = 1.0
     max_focus: float = 1.0
