@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Certificate", "Geometry", "Selection", "Stage", "VisualTokens"]
+__all__ = ["CenterCrop", "Certificate", "Geometry", "Selection", "Stage", "VisualTokens"]
 
 
 class Stage(IntEnum):
@@ -29,21 +29,61 @@ class Stage(IntEnum):
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Where each token lies in the picture the user gave.
+class CenterCrop:
+    """How a processor brings a picture to one size: it scales it, and cuts out the middle or pads to a square.
 
-    boxes: float [N, 4], (x0, y0, x1, y1) as shares of the image's width and height, in [0, 1]; NaN for structural
+    shortest: length of the shorter side after scaling; None: `scaled`, whatever the proportions; both None: not scaled.
+    scaled: (height, width) after scaling. cut: (height, width) of the middle that stays; black where it reaches beyond.
+    square: the picture is padded to a square first, and none of it is cut.
+    """
+
+    shortest: int | None = None
+    scaled: tuple[int, int] | None = None
+    cut: tuple[int, int] | None = None
+    square: bool = False
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) of what the model saw, as shares of a picture of this size; beyond [0, 1] where padded."""
+        if self.square:
+            x, y = ((max(width, height) / side - 1) / 2 for side in (width, height))
+            return -x, -y, 1 + x, 1 + y
+        if self.cut is None:
+            return 0.0, 0.0, 1.0, 1.0
+        if self.shortest is not None:
+            factor = self.shortest / min(width, height)
+            width, height = max(1, int(factor * width + 1e-6)), max(1, int(factor * height + 1e-6))
+        elif self.scaled is not None:
+            height, width = self.scaled
+        left, top = (width - self.cut[1]) // 2, (height - self.cut[0]) // 2
+        return left / width, top / height, (left + self.cut[1]) / width, (top + self.cut[0]) / height
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where each token lies in the picture that reached the model, and with `crop` in the picture the user gave.
+
+    boxes: float [N, 4], (x0, y0, x1, y1) as shares of that picture's width and height, in [0, 1]; NaN for structural
     tokens.
     tile: long [N], index of the crop that the token comes from (0 = the whole image or the only one), -1 for
     structural tokens.
     frame: long [N], index of the video frame (0 for images).
     grid: rows and columns when the tokens are one regular raster, else None.
+    crop: what the processor cut off before; None: nothing, or no processor is known.
     """
 
     boxes: Tensor
     tile: Tensor
     frame: Tensor
     grid: tuple[int, int] | None = None
+    crop: CenterCrop | None = None
+
+    def boxes_in(self, width: int, height: int) -> Tensor:
+        """`boxes` as shares of the user's picture of this size: float [N, 4], beyond [0, 1] where it was padded."""
+        if self.crop is None:
+            return self.boxes
+        x0, y0, x1, y1 = self.crop.window(width, height)
+        start = self.boxes.new_tensor([x0, y0, x0, y0])
+        return start + self.boxes * self.boxes.new_tensor([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
 
     @staticmethod
     def raster(rows: int, cols: int, device: torch.device | str = "cpu") -> Geometry:
@@ -57,7 +97,7 @@ class Geometry:
     def take(self, rows: Tensor) -> Geometry:
         """The geometry of some rows (the grid is lost)."""
         rows = rows.to(self.boxes.device)
-        return Geometry(self.boxes[rows], self.tile[rows], self.frame[rows], None)
+        return Geometry(self.boxes[rows], self.tile[rows], self.frame[rows], None, self.crop)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ COMMANDS = {
     "ablate": "what each choice inside Focus-Scan-Refine is worth, on the benchmark",
     "ask": "answer a question about a picture from K visual tokens",
     "batch": "answer many questions with several workers, over Ray Data",
+    "calibrate": "where each source of relevance points, and a file with what was found",
     "compare": "which method keeps the right answers, on the benchmark",
     "demo": "the report alive, in a browser",
     "methods": "list the pruning methods",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fsr.asking.options import build_method, keep_value
-from fsr.cli.arguments import add_method_arguments
+from fsr.cli.arguments import add_method_arguments, add_relevance_argument
 from fsr.errors import UsageError
 
 
@@ -16,13 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="what you want to know, in quotes")
     parser.add_argument("--image", help="picture file (without it: the bundled scene)")
     add_method_arguments(parser)
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
     parser.add_argument(
-        "--relevance",
-        choices=("auto", "none", "embedding"),
-        default="auto",
-        help="none: work without the question's text tower; embedding: with the model's own word embeddings",
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
     )
+    add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--compare", action="store_true", help="answer from all tokens as well")
     parser.add_argument("--save", metavar="FILE", help="write the picture with the kept tokens marked")
@@ -34,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     method = build_method(args.method, keep_value(args.keep), args.option)
     from fsr.asking.images import bundled_scene, open_image
 
-    image = open_image(args.image) if args.image else bundled_scene()
+    image = open_image(args.image) if args.image else bundled_scene(model=args.model)
     save = Path(args.save).expanduser() if args.save else None
     if save is not None and (not save.parent.is_dir() or save.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
         raise UsageError(f"cannot save {args.save!r}: give a .png, .jpg or .webp file in a folder that exists.")
@@ -70,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             "n_tokens": s.total,
         }
         out |= {"stages_ms": dict(result.stages_ms), "notes": notes, "positions": result.report.positions}
+        out |= {"relevance_from": result.report.relevance}
         if full is not None:
             out |= {"answer_unpruned": full.text, "stages_ms_unpruned": dict(full.stages_ms)}
         print(json.dumps(out))
@@ -80,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if s.kept < s.total:
         split = f" = {s.n_focus} focus + {s.n_scan} scan" if s.method in ("fsr", "fsr-paper") else ""
         print(f"K  {s.kept}{split}, of {s.total} visual tokens ({share:.0f} %), method {s.method}")
+    if s.relevance is not None:
+        print(f"R  relevance from {result.report.relevance}")
     if s.certificate is not None:
         c = s.certificate
         print(

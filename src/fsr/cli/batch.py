@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsr.asking.options import build_method, keep_value
-from fsr.cli.arguments import add_method_arguments
+from fsr.cli.arguments import add_method_arguments, add_relevance_argument
 from fsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,13 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many; each gets a GPU where there are any")
     parser.add_argument("--question", help="for every picture of a folder, and for rows that bring none")
     add_method_arguments(parser)
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
     parser.add_argument(
-        "--relevance",
-        choices=("auto", "none", "embedding"),
-        default="auto",
-        help="none: work without the question's text tower; embedding: with the model's own word embeddings",
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
     )
+    add_relevance_argument(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of an answer, at most")
     parser.add_argument("--batch-size", type=int, default=16, help="rows asked together and written as one part")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the workers")

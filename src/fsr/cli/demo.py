@@ -16,7 +16,9 @@ MAX_UPLOAD = "20mb"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr demo`."""
-    parser.add_argument("--model", action="append", help="`mini`, a folder or a hub id; repeatable (default: mini)")
+    parser.add_argument(
+        "--model", action="append", help="`mini`, `mini-qwen3`, a folder or a hub id; repeatable (default: mini)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 shows the demo to the network"
     )

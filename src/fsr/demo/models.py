@@ -10,9 +10,9 @@ from typing import Any
 from fsr.adapters import find
 from fsr.asking.load import load
 from fsr.errors import RelevanceError, UsageError
-from fsr.methods import available
+from fsr.methods import FSR, available
 from fsr.methods.base import Method
-from fsr.pipeline.scorer import find_twin, resolve_scorer
+from fsr.pipeline.scorer import resolve_scorer
 
 __all__ = ["OfferedModel", "OfferedModels", "method_names"]
 
@@ -66,7 +66,7 @@ def _offer(model: Any, processor: Any) -> OfferedModel:
     adapter = find(model)
     relevance, note = "auto", ""
     try:
-        find_twin(adapter)
+        resolve_scorer(adapter, FSR(keep=1), relevance)
     except RelevanceError as error:
         relevance, note = "none", f"without relevance: {error}"
     works = []

@@ -14,6 +14,7 @@ from fsr.demo.models import OfferedModel, OfferedModels
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import available
 from fsr.methods.base import Method
+from fsr.pipeline.center_crop import placed
 from fsr.view.comparison import Comparison, MethodRun, cropped_as_seen, notes_of, run_of
 
 __all__ = ["LONGEST_QUESTION", "Session", "Sessions"]
@@ -66,7 +67,7 @@ class Session:
                 tell(0.4 + 0.5 * i / len(methods), f"answering with {name}")
                 method: Method = available()[name](keep=keep)
                 runs.append(run_of(method, self._answer(picture, question, method, keep)))
-            unpruned = MethodRun("all tokens", whole.text, whole.selection, whole.stages_ms)
+            unpruned = MethodRun("all tokens", whole.text, placed(whole.selection, None), whole.stages_ms)
             notes = (*([offered.note] if offered.note else []), *notes_of(runs))
             return Comparison(question, model, cropped_as_seen(offered.processor, image), unpruned, tuple(runs), notes)
 

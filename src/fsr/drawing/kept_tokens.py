@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from fsr.drawing.palette import INKS, Ink, Role, rgb
-from fsr.drawing.panels import Panel, frame_picture, panels, pixel_box, roles
+from fsr.drawing.panels import Panel, frame_picture, in_picture, panels, pixel_box, roles
 from fsr.tokens import Geometry, Selection
 
 __all__ = ["blank", "draw", "draw_panel"]
@@ -28,8 +28,8 @@ def draw(
     A tiled picture is drawn twice (as a whole, and by tiles), a clip frame by frame.
 
     Args:
-        image: what the model was given; for a clip its frames.
-        selection: what a method kept; its `geometry` says where tokens lie.
+        image: what the processor was given; for a clip its frames.
+        selection: what a method kept; its `geometry` says where tokens lie, and what the processor cut off (dim here).
         size: longer side of one panel in pixels (clips of many frames share it).
         legend: one line underneath that says how many of each there are.
 
@@ -42,7 +42,9 @@ def draw(
     columns = _columns(len(views))
     side = max(96, round(size * (2 if columns > 1 else 1) / columns)) if len(views) > 2 else size
     gap = max(6, side // 40)
-    drawn = [draw_panel(frame_picture(image, v.frame, frames), v, became, side) for v in views]
+    crop = None if selection.geometry is None else selection.geometry.crop
+    shown = [(frame_picture(image, v.frame, frames), v) for v in views]
+    drawn = [draw_panel(picture, in_picture(v, crop, picture.size), became, side) for picture, v in shown]
     caption = max(11, side // 32) if any(v.title for v in views) else 0
     width, height = max(p.width for p in drawn), max(p.height for p in drawn) + (caption * 3 // 2)
     lines = -(-len(drawn) // columns)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from fsr.drawing.palette import Role
 from fsr.errors import UsageError
-from fsr.tokens import Geometry, Selection, Stage
+from fsr.tokens import CenterCrop, Geometry, Selection, Stage
 
-__all__ = ["Panel", "frame_picture", "panels", "pixel_box", "roles"]
+__all__ = ["Panel", "frame_picture", "in_picture", "panels", "pixel_box", "roles"]
 
 Box = tuple[float, float, float, float]
 
@@ -98,9 +98,20 @@ def frame_picture(pictures: Image.Image | Sequence[Image.Image], frame: int, fra
     return pictures[min(len(pictures) - 1, int((frame + 0.5) * len(pictures) / max(frames, 1)))]
 
 
+def in_picture(panel: Panel, crop: CenterCrop | None, size: tuple[int, int]) -> Panel:
+    """The panel on the user's picture of this size (width, height); tokens of mere padding are left out."""
+    if crop is None:
+        return panel
+    x0, y0, x1, y1 = crop.window(*size)
+    w, h = x1 - x0, y1 - y0
+    boxes = [(x0 + a * w, y0 + b * h, x0 + c * w, y0 + d * h) for a, b, c, d in panel.boxes]
+    there = [i for i, (a, b, c, d) in enumerate(boxes) if a < 1 and b < 1 and c > 0 and d > 0]
+    return replace(panel, rows=tuple(panel.rows[i] for i in there), boxes=tuple(boxes[i] for i in there))
+
+
 def pixel_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     """A box in whole pixels, right and bottom exclusive, at least one pixel wide and high."""
-    x0, y0 = min(round(box[0] * width), width - 1), min(round(box[1] * height), height - 1)
+    x0, y0 = (max(0, min(round(v * n), n - 1)) for v, n in ((box[0], width), (box[1], height)))
     return x0, y0, max(x0 + 1, min(round(box[2] * width), width)), max(y0 + 1, min(round(box[3] * height), height))
 
 

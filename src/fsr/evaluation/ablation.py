@@ -57,9 +57,7 @@ VARIANTS: list[Variant] = [
     # Focus may take half of the budget; beta is 1 in the paper.
     Variant("focus_by", "prefix, capped", (("focus_by", "prefix"), ("max_focus", 0.5))),
     Variant("focus_by", "prefix, top_k", (("focus_by", "prefix"), ("focus_mass", "top_k"))),
-    Variant(
-        "focus_by", "prefix, paper", (("focus_by", "prefix"), ("alpha", 3.0), ("beta", 1.0), ("max_focus", 1.0))
-    ),
+    Variant("focus_by", "prefix, paper", (("focus_by", "prefix"), ("alpha", 3.0), ("beta", 1.0), ("max_focus", 1.0))),
     Variant("stages", "all three"),
     Variant("stages", "no Focus", (("max_focus", 0.0),)),
     Variant("stages", "no Scan", (("max_focus", 1.0),)),

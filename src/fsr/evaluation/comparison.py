@@ -61,6 +61,7 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
+        "relevance": runner.relevance,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
@@ -74,6 +75,8 @@ def about(runner: Runner) -> dict[str, Any]:
     return {
         "questions": {
             "version": VERSION,
+            "scenes": q.world,
+            "crowded": q.crowded,
             "split": q.split,
             "seed": q.seed,
             "count": len(q),

@@ -93,7 +93,9 @@ def _bits(text: str) -> np.ndarray:
 def plane_of(result: dict[str, Any]) -> Plane:
     """The arrays behind a result of `compare_plane`."""
     right = {
-        (r["method"], r["keep"], r["relevance"], r["saliency"]): np.stack([_bits(result["right"][k]) for k in r["runs"]])
+        (r["method"], r["keep"], r["relevance"], r["saliency"]): np.stack(
+            [_bits(result["right"][k]) for k in r["runs"]]
+        )
         for r in result["results"]
     }
     inside = {r["method"] for r in result["results"] if r["inside"]}

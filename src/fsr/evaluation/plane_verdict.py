@@ -77,7 +77,9 @@ def verdict(plane: Plane) -> dict[str, Any]:
     out: dict[str, Any] = {"means": means}
     if not plane.rivals:
         return out
-    beaten = [found for m in plane.rivals for k in plane.keeps for c in plane.cells if (found := _beats(plane, m, k, c))]
+    beaten = [
+        found for m in plane.rivals for k in plane.keeps for c in plane.cells if (found := _beats(plane, m, k, c))
+    ]
     best = max(plane.rivals, key=plane.mean)
     lead = plane.each("fsr") - plane.each(best)
     pairs = {

@@ -111,9 +111,7 @@ def contenders(names: str) -> list[str]:
     return list(dict.fromkeys(["fsr", *found]))
 
 
-def trials_of(
-    name: str, keep: int | float, positions: Positions = "auto", quality: Quality = CLEAN
-) -> list[Trial]:
+def trials_of(name: str, keep: int | float, positions: Positions = "auto", quality: Quality = CLEAN) -> list[Trial]:
     """The runs of one contender (see `contenders`) at one budget: one, or one per seed for random tokens.
 
     Raises:

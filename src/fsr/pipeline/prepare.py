@@ -21,6 +21,7 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
+from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.score import bound, with_relevance
@@ -37,7 +38,7 @@ from fsr.pipeline.shorten import (
     rows_with,
     shrink,
 )
-from fsr.signals.question import questions_of
+from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
 from fsr.timing import wait
@@ -143,6 +144,7 @@ class Work:
             questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
             if plain:
                 notes.append("no chat template matched the prompt: its whole text was taken as the question")
+            notes += cut_in_pieces(self.scorer, questions)
             text_ms = 1e3 * (perf_counter() - before)
         if seen is None:
             with self._texts_beside(questions):
@@ -177,9 +179,12 @@ class Work:
         for name in ("vision_tower", "saliency"):
             timings[name] = sum(e.timings.get(name, 0.0) for e in encoded)
         timings["rest"] = timings["total"] - sum(v for k, v in timings.items() if k != "total")
+        crops = [center_crop(self.processor, e.modality) for e in encoded]
         report = Report(
             # A report outlives the call: it must not hold the graph of a training step.
-            selections=tuple(replace(s, features=s.features.detach()) for s in (chosen[m][i] for _, m, i in order)),
+            selections=tuple(
+                placed(replace(chosen[m][i], features=chosen[m][i].features.detach()), crops[m]) for _, m, i in order
+            ),
             rows=tuple(runs[m][i].row for _, m, i in order),
             input_ids=kwargs["input_ids"],
             length_before=ids.shape[1],

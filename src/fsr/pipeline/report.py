@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsr.adapters.containers import fresh
 from fsr.errors import UsageError
+from fsr.pipeline.center_crop import placed
 from fsr.tokens import Selection
 
 __all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
@@ -92,7 +93,9 @@ class Report:
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
 
-        image: what the model was given; for a clip its frames. None: a blank ground, for the report holds no pixels.
+        image: the picture as the processor was given it; for a clip its frames. None: a blank ground, for the report
+            holds no pixels. What the processor cut off is dim; that takes `processor=` in `prune` or `prepare`: without
+            one, give the part that it cuts out.
 
         Raises:
             UsageError: the call had fewer pictures.
@@ -102,7 +105,9 @@ class Report:
         if not 0 <= which < len(self.selections):
             raise UsageError(f"no picture {which}: this call had {len(self.selections)}, numbered from 0.")
         selection = self.selections[which]
-        return draw(blank(selection.geometry) if image is None else image, selection, size)
+        if image is None:
+            return draw(blank(selection.geometry), placed(selection, None), size)
+        return draw(image, selection, size)
 
     @property
     def tokens_before(self) -> int:

@@ -141,6 +141,10 @@ class ClipTwin:
         """Compare patch and position embeddings with a model's vision tower."""
         return resemblance(self.head, tower)
 
+    def pieces(self, question: str) -> int:
+        """Chunks that a question of this length is cut into."""
+        return len(self._chunks(question))
+
     def _chunks(self, question: str) -> list[list[int]]:
         whole = self.tokenizer(question).input_ids
         longest = self.text.config.max_position_embeddings

@@ -1,24 +1,38 @@
-"""The question inside a prompt, found with the model's own chat template.
+"""The question inside a prompt: the text of the last user turn, found with the chat template (see `turn_frame`).
 
-A sentinel is rendered as the user's text; what stands before and after it frames every user turn of that template. The
-last framed text of the prompt is the question. Whitespace is compared loosely because decoding does not always give it
-back.
+Turns of tools are no questions, also where a template renders them as the user's. Text that a processor writes around
+pictures (time stamps, names of frames and tiles) is left out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from os.path import commonprefix
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from fsr.errors import QuestionError
+from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 
-__all__ = ["cut_question", "extract_questions", "questions_of", "turn_frame"]
+__all__ = ["cut_in_pieces", "cut_question", "extract_questions", "questions_of"]
 
-SENTINEL = "fsrquestionsentinel"
+PICTURE = "\ufffc"  # stands for a run of placeholders
+# What processors write next to a run: Qwen3-VL, InternVL, SmolVLM and Idefics (tiles), SmolVLM (clips), Gemma 3.
+WRITTEN = "|".join(
+    [
+        r"<[\d.]+ seconds>",
+        r"Frame ?\d+:",
+        r"<row_\d+_col_\d+>|<global-img>|<fake_token_around_image>",
+        r"You are provided the following series of [\w -]{1,40} frames from a [\w:, ]{1,30} \[H:MM:SS\] video\.",
+        r"Frame from [\d:]+:",
+        r"Here is the original image|and here are some crops to help you see better",
+    ]
+)
+IN_FRONT, BEHIND = (
+    re.compile(rf"(?:(?:{WRITTEN})\s*)+(?={PICTURE})"),
+    re.compile(rf"(?<={PICTURE} )<fake_token_around_image>"),
+)
 
 
 def questions_of(
@@ -30,13 +44,13 @@ def questions_of(
     per row, or None: then `extract_questions` reads it from the prompt.
 
     Raises:
-        QuestionError: none, an empty one, or another number of them than rows.
+        QuestionError: none, an empty one, one that is no text, or another number of them than rows.
     """
     rows, plain = input_ids.shape[0], False
     if isinstance(question, str):
         given: list[str | None] = [question] * rows
     elif question is not None:
-        given = list(question)
+        given = _texts(question)
         if len(given) != rows:
             raise QuestionError(f"{len(given)} questions for {rows} prompts: give one string, or one per prompt.")
     else:
@@ -69,74 +83,141 @@ def extract_questions(
     frame = turn_frame(processor)
     questions, plain = [], False
     for ids, keep in zip(input_ids.tolist(), mask.tolist()):
-        text = tokenizer.decode(
-            [i for i, m in zip(ids, keep) if m and i not in placeholders], skip_special_tokens=False
-        )
-        cut = None if frame is None else cut_question(text, *frame)
+        text = _decoded(tokenizer, [i for i, m in zip(ids, keep) if m], placeholders)
+        cut = None if frame is None else cut_question(text, frame)
         plain |= cut is None
-        questions.append(_without(text if cut is None else cut, special))
+        questions.append(_words(text if cut is None else cut, special))
     return questions, plain
 
 
-def turn_frame(processor: Any) -> tuple[str, str] | None:
-    """What the chat template writes before and after a user's text, or None without a template."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if getattr(processor, "chat_template", None) is None and getattr(tokenizer, "chat_template", None) is None:
-        return None
-    # Templates of processors take content as a list of parts, those of bare tokenizers as a string.
-    own = processor if getattr(processor, "chat_template", None) is not None else tokenizer
-    content: Any = SENTINEL if own is tokenizer else [{"type": "text", "text": SENTINEL}]
-    user, answer = {"role": "user", "content": content}, {"role": "assistant", "content": _like(content, "reply")}
+def cut_question(text: str, frame: TurnFrame) -> str | None:
+    """The text of the last user turn, or None if no turn of this template is there.
 
-    def split(messages: list[dict[str, Any]]) -> list[str]:
-        return own.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).split(SENTINEL)
-
-    parts = split([user])
-    if len(parts) != 2:
-        return None
-    before, after = parts
-    # The first turn may follow a system turn that the template adds; what a later turn shares with it belongs to all.
-    later = split([user, answer, user])
-    if len(later) == 3:
-        shared = commonprefix([before[::-1], later[1][::-1]])[::-1]
-        before = shared if shared.strip() else before
-    return before, after
-
-
-def cut_question(text: str, before: str, after: str) -> str | None:
-    """The last user text in `text` between the frame's parts, or None if the frame does not occur.
-
-    Templates put a default system turn into `before` and end sentences in `after` that a real prompt may lack: the
-    longest tail of `before`, and the longest head of `after`, that occur are used; at least their nearest word must.
+    It begins behind the last `before` and ends at the first `end`, `after` or tool's turn behind that, if any (prompts
+    may be cut off). Templates put a default system turn into `before` and end sentences in `after` that a real prompt
+    may lack: the longest tail of `before`, and the longest head of `after`, that occur are used; at least their nearest
+    word must.
     """
-    text, before, after = _loose(text), _loose(before), _loose(after)
-    heads = after.split(" ") if after else []
-    for n in range(len(heads), 0, -1):
-        found = text.rfind(" ".join(heads[:n]))
-        if found >= 0:
-            text = text[:found]
-            break
-    else:
-        if heads:
-            return None
-    tails = before.split(" ") if before else []
-    for n in range(len(tails), 0, -1):
-        tail = " ".join(tails[-n:])
-        found = text.rfind(tail)
-        if found >= 0:
-            return text[found + len(tail) :].strip()
-    return text.strip() if not tails else None
+    text = loose(text)
+    heads = _heads(text, frame)
+    if heads is None:
+        return None
+    if not heads and (not loose(frame.after) or _end(text, frame) == len(text)):
+        return text if not loose(frame.after) else None
+    cut = ""
+    for head in reversed(heads or [0]):
+        rest = text[head:]
+        cut = rest[: _end(rest, frame)].strip()
+        lead = loose(frame.tool_lead)
+        if not lead or not cut.replace(PICTURE, "").lstrip().startswith(lead):
+            return cut
+    return cut
 
 
-def _like(content: Any, text: str) -> Any:
-    return text if isinstance(content, str) else [{"type": "text", "text": text}]
+def cut_in_pieces(scorer: Any, questions: Iterable[str | None]) -> list[str]:
+    """A note if the scorer's text tower reads one of the questions in several pieces, whose average counts."""
+    count = getattr(scorer, "pieces", None)
+    # A token has a character at least: most questions need no tokenizer to be known as short.
+    long = {q for q in questions if q and len(q.encode()) > 60} if count is not None else set()
+    most = max(map(count, long), default=1) if count is not None else 1
+    if most <= 1:
+        return []
+    return [
+        f"the text tower read the question in {most} pieces and averaged them: give a shorter question=... to the call"
+    ]
 
 
-def _loose(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+def _heads(text: str, frame: TurnFrame) -> list[int] | None:
+    """Where users' texts begin; empty if the template marks no turns, None if it does and none is there."""
+    words = loose(frame.before).split(" ") if frame.before.strip() else []
+    if not words:
+        return []
+    tail = next((t for n in range(len(words)) if (t := " ".join(words[n:])) in text), None)
+    if tail is None:
+        return None
+    first = text.find(words[-1]) + len(words[-1])  # a first turn may lack what ends the turn before
+    found = [m.end() for m in re.finditer(re.escape(tail), text)]
+    found = found if found[0] <= first else [first, *found]
+    if not _is_plain(words[-1]):
+        return found
+    # A mark of plain words ("USER:") may also be part of a question.
+    marks = [m for m in (_last(loose(frame.answered)), _last(loose(frame.end))) if m]
+    heads = found[:1]
+    for place in found[1:]:
+        between = text[heads[-1] : place - len(tail)].rstrip()
+        if _last(loose(frame.after)) in between or _ends_a_turn(between, marks):
+            heads.append(place)
+    return heads
 
 
-def _without(text: str, tokens: Collection[str]) -> str:
-    for token in sorted(tokens, key=len, reverse=True):
+def _end(text: str, frame: TurnFrame) -> int:
+    """Where a user's text ends that begins `text`."""
+    ends = [len(text)]
+    if end := loose(frame.end):
+        if (place := text.find(end)) >= 0:
+            ends.append(place)
+    elif frame.after.strip():
+        words = loose(frame.after).split(" ")
+        mark = next((t for n in range(len(words), 0, -1) if (t := " ".join(words[:n])) in text), "")
+        if mark:
+            ends.append(_first_turn(text, mark))
+    if (head := loose(frame.tool_head)) and head in text:
+        ends.append(_first_turn(text, head))
+    return min(ends)
+
+
+def _first_turn(text: str, mark: str) -> int:
+    """The first `mark` that begins a turn: one of plain words may be part of the question, unless it stands behind the
+    end of a sentence or a picture, or at the very end."""
+    places = [m.start() for m in re.finditer(re.escape(mark), text)]
+    if not _is_plain(mark):
+        return places[0]
+    sure = (p for p in places if _ends_a_turn(text[:p].rstrip(), []))
+    return next(sure, places[-1] if text.endswith(mark) else places[0])
+
+
+def _ends_a_turn(text: str, marks: Collection[str]) -> bool:
+    return not text or text[-1] in f".?!…。？！;)\"'”’{PICTURE}" or any(text.endswith(mark) for mark in marks)
+
+
+def _is_plain(mark: str) -> bool:
+    return re.fullmatch(r"[\w ]+:?", mark) is not None
+
+
+def _last(text: str) -> str:
+    return text.split(" ")[-1]
+
+
+def _decoded(tokenizer: Any, ids: Iterable[int], placeholders: Collection[int]) -> str:
+    """The text with `PICTURE` for each run of placeholders."""
+    runs: list[list[int]] = [[]]
+    gap = False
+    for i in ids:
+        if i in placeholders:
+            gap = True
+            continue
+        if gap:
+            runs.append([])
+            gap = False
+        runs[-1].append(i)
+    parts = [tokenizer.decode(run, skip_special_tokens=False) if run else "" for run in runs]
+    return f" {PICTURE} ".join(parts) + (f" {PICTURE}" if gap else "")
+
+
+def _words(text: str, special: Collection[str]) -> str:
+    """What the user wrote of it."""
+    text = BEHIND.sub(" ", IN_FRONT.sub(" ", loose(text)))
+    for token in sorted(special, key=len, reverse=True):
         text = text.replace(token, " ")
-    return _loose(text)
+    text = IN_FRONT.sub(" ", loose(text))  # special tokens may have stood between
+    return loose(text.replace(PICTURE, " "))
+
+
+def _texts(question: Any) -> list[str | None]:
+    if isinstance(question, bytes | bytearray | Mapping) or not isinstance(question, Iterable):
+        raise QuestionError(f"question={question!r} is no text: give one string, or one per prompt.")
+    given = list(question)
+    for one in given:
+        if one is not None and not isinstance(one, str):
+            raise QuestionError(f"the question {one!r} is no text: give strings (None for prompts without pictures).")
+    return given

@@ -96,15 +96,22 @@ class SiglipTwin:
     def _embed(self, question: str, device: torch.device) -> Tensor:
         if self.text.device != device:
             self.text.to(device)
-        longest = self.text.config.max_position_embeddings
-        ids = self.tokenizer(question, add_special_tokens=False).input_ids
-        texts = [question]
-        if len(self.tokenizer(question).input_ids) > longest:
-            room = longest - (len(self.tokenizer(question).input_ids) - len(ids))
-            texts = [self.tokenizer.decode(ids[i : i + room]) for i in range(0, len(ids), room)]
+        longest, texts = self.text.config.max_position_embeddings, self._chunks(question)
         batch = self.tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
         out = self.text(input_ids=batch["input_ids"].to(device)).pooler_output.float()
         return normalize(normalize(out, dim=-1).mean(dim=0), dim=-1)
+
+    def pieces(self, question: str) -> int:
+        """Chunks that a question of this length is cut into."""
+        return len(self._chunks(question))
+
+    def _chunks(self, question: str) -> list[str]:
+        longest, whole = self.text.config.max_position_embeddings, self.tokenizer(question).input_ids
+        if len(whole) <= longest:
+            return [question]
+        ids = self.tokenizer(question, add_special_tokens=False).input_ids
+        room = longest - (len(whole) - len(ids))
+        return [self.tokenizer.decode(ids[i : i + room]) for i in range(0, len(ids), room)]
 
     def compare(self, tower: nn.Module) -> Resemblance:
         """Compare patch and position embeddings with a model's vision tower."""

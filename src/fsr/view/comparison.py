@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from fsr.asking.encoded_picture import EncodedPicture, TimedAnswer
 from fsr.errors import UsageError
 from fsr.methods.base import Method
+from fsr.pipeline.center_crop import center_crop, placed
 from fsr.tokens import Selection, Stage
 
 __all__ = [
@@ -32,7 +33,8 @@ __all__ = [
 class MethodRun:
     """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). covered: the share of the priority mass that
     is covered after each token of a distinct Focus (None for other methods). nearest, likeness: for each of N tokens
-    the kept token that is most like it and their cosine (None where only a selection is known)."""
+    the kept token that is most like it and their cosine (None where only a selection is known). relevance: where it
+    came from."""
 
     name: str
     text: str
@@ -43,6 +45,7 @@ class MethodRun:
     covered: tuple[float, ...] | None = None
     nearest: tuple[int, ...] | None = None
     likeness: tuple[float, ...] | None = None
+    relevance: str = "none"
 
     @property
     def keep(self) -> int:
@@ -99,7 +102,7 @@ def compare_methods(
     for question in questions:
         tell(f"{question} — all tokens")
         whole = picture.ask(question, max_new_tokens=max_new_tokens)
-        unpruned = MethodRun("all tokens", whole.text, whole.selection, whole.stages_ms)
+        unpruned = MethodRun("all tokens", whole.text, placed(whole.selection, None), whole.stages_ms)
         runs = []
         for method in methods:
             tell(f"{question} — {method.name}, keep {method.keep}")
@@ -112,7 +115,7 @@ def compare_methods(
 
 def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
     """An answer as a report shows it."""
-    selection = asked.selection
+    selection = placed(asked.selection, None)  # comparisons show what the model saw, not what was cut off
     nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
     compared = asked.tokens.encoder if getattr(method, "distance", "") == "encoder" else asked.tokens.features
     return MethodRun(
@@ -125,6 +128,7 @@ def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
         covered=covered(selection, compared) if getattr(method, "focus_by", "") == "distinct" else None,
         nearest=tuple(nearest.tolist()),
         likeness=tuple(likeness.tolist()),
+        relevance=asked.report.relevance,
     )
 
 
@@ -161,16 +165,10 @@ def nearest_kept(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def cropped_as_seen(processor: Any, image: Image.Image) -> Image.Image:
     """The part of the picture that reaches the model: some processors (CLIP's) cut out the middle."""
-    inner = getattr(processor, "image_processor", None)
-    crop = getattr(inner, "crop_size", None)
-    if not getattr(inner, "do_center_crop", False) or crop is None or getattr(inner, "image_grid_pinpoints", None):
+    crop = center_crop(processor)
+    if crop is None:
         return image
-    want_w, want_h = (crop[k] if isinstance(crop, Mapping) else getattr(crop, k) for k in ("width", "height"))
-    edge = getattr(inner, "size", None) or {}
-    shortest = edge.get("shortest_edge") if hasattr(edge, "get") else getattr(edge, "shortest_edge", None)
-    if not shortest or not getattr(inner, "do_resize", True):
-        return image
-    scale = shortest / min(image.size)
-    w, h = min(want_w / scale, image.width), min(want_h / scale, image.height)
-    left, top = (image.width - w) / 2, (image.height - h) / 2
-    return image.crop((round(left), round(top), round(left + w), round(top + h)))
+    x0, y0, x1, y1 = crop.window(*image.size)
+    left, top = round(x0 * image.width), round(y0 * image.height)
+    # A pixel at least of pictures that are one pixel wide; black where the processor pads.
+    return image.crop((left, top, max(left + 1, round(x1 * image.width)), max(top + 1, round(y1 * image.height))))

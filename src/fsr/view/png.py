@@ -14,6 +14,7 @@ from fsr.view.comparison import Comparison
 
 __all__ = ["Cell", "compose", "heat_picture", "report_png"]
 
+TALLEST = 3
 INK, SOFT, PAPER = (34, 38, 43), (91, 99, 109), (255, 255, 255)
 
 
@@ -27,13 +28,17 @@ class Cell:
 
 
 def compose(rows: Sequence[Sequence[Cell]], width: int, heading: str = "") -> Image.Image:
-    """Cells of equal width in rows, each caption wrapped under its picture, on white."""
+    """Cells of equal width in rows, each caption wrapped under its picture, on white. A picture taller than `TALLEST`
+    times its width is drawn narrower."""
     gap, size = max(10, width // 24), max(12, width // 24)
     title, text = ImageFont.load_default(size=size), ImageFont.load_default(size=round(0.88 * size))
     columns = max(len(row) for row in rows)
     lines = [[_wrap(c.title, title, width) for c in row] for row in rows]
     words = [[_wrap(c.caption, text, width) for c in row] for row in rows]
-    heights = [[max(1, round(c.picture.height * width / c.picture.width)) for c in row] for row in rows]
+    scales = [[min(width / c.picture.width, TALLEST * width / c.picture.height) for c in row] for row in rows]
+    heights = [
+        [max(1, round(c.picture.height * scales[r][i])) for i, c in enumerate(row)] for r, row in enumerate(rows)
+    ]
     step = round(1.35 * size)
     tall = [
         max(heights[r][c] + gap // 2 + step * (len(lines[r][c]) + len(words[r][c])) for c in range(len(row)))
@@ -49,7 +54,9 @@ def compose(rows: Sequence[Sequence[Cell]], width: int, heading: str = "") -> Im
         for c, cell in enumerate(row):
             x, y = gap + c * (width + gap), top
             smooth = Image.Resampling.LANCZOS if cell.picture.width > width else Image.Resampling.BICUBIC
-            page.paste(cell.picture.convert("RGB").resize((width, heights[r][c]), smooth), (x, y))
+            wide = max(1, round(cell.picture.width * scales[r][c]))
+            drawn = cell.picture.convert("RGB").resize((wide, heights[r][c]), smooth)
+            page.paste(drawn, (x + (width - wide) // 2, y))
             y += heights[r][c] + gap // 2
             for font, fill, part in ((title, INK, lines[r][c]), (text, SOFT, words[r][c])):
                 for line in part:

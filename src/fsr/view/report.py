@@ -95,6 +95,11 @@ def _asked(run: MethodRun) -> bool:
     return run.selection.relevance is not None
 
 
+def _source(comparison: Comparison) -> str:
+    """Where the relevance that is shown came from: that of the first method that read it (see `Comparison.score`)."""
+    return next((run.relevance for run in comparison.runs if _asked(run)), "nowhere: none was read")
+
+
 def _head(comparison: Comparison, canvas: Canvas) -> Markup:
     total = comparison.unpruned.selection.total
     lead = f"{comparison.model or 'The model'} sees {total} visual tokens of this picture."
@@ -119,7 +124,7 @@ def _scores(comparison: Comparison, canvas: Canvas, primary: Sequence[int]) -> M
     ]
     texts = {
         "saliency": "how much the vision tower attends to a token",
-        "relevance": "how close a token is to the question",
+        "relevance": f"how close a token is to the question (from {_source(comparison)})",
         "priority": f"{'both together' if _asked(run) else 'saliency alone'}: what {run.name} ranks by",
     }
     for name, meaning in texts.items():
@@ -217,9 +222,8 @@ def _clock(comparison: Comparison) -> Markup:
 def _foot(comparison: Comparison) -> list[Markup | None]:
     notes = tag("ul", [tag("li", n) for n in comparison.notes], cls="plain") if comparison.notes else None
     how = [
-        "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question in the "
-        "space of the paired text tower, with its sign applied, or of the model's own word embeddings (relevance "
-        "'embedding'); without relevance α is 0; priority = relevance",
+        "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question, here "
+        f"from {_source(comparison)}, with its sign applied; without relevance α is 0; priority = relevance",
         tag("sup", "α"),
         " · saliency",
         tag("sup", "β"),
