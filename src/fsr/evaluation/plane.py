@@ -1,4 +1,4 @@
-"""`fsr compare --plane`: contenders over the whole plane of signal qualities (see `qualities`), and what follows from it.
+"""`fsr compare --plane`: contenders over the whole plane of signal qualities (see `qualities`), and what follows.
 
 A method that does not read a signal is run once for all its levels.
 """
@@ -104,7 +104,7 @@ def plane_of(result: dict[str, Any]) -> Plane:
 
 @torch.no_grad()
 def pointing(runner: Runner, trials: Sequence[Trial]) -> dict[str, float | None]:
-    """Per level of relevance: the share of questions whose best token lies on an asked object. None without relevance."""
+    """Per level: the share of questions whose most relevant token lies on an asked object; None without relevance."""
     if not any("relevance" in trial.reads for trial in trials):
         return dict.fromkeys(RELEVANCE)
     return {level: runner.points(level) for level in RELEVANCE}

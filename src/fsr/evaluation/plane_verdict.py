@@ -98,9 +98,9 @@ def verdict(plane: Plane) -> dict[str, Any]:
 
 def _beats(plane: Plane, method: str, keep: Budget, cell: Cell) -> dict[str, Any] | None:
     """Where a method beats FSR in a cell (every seed of it), else None."""
-    base = plane.right["fsr", keep, *cell][0]
+    base = plane.right[("fsr", keep, *cell)][0]
     ps, net = [], []
-    for run in plane.right[method, keep, *cell]:
+    for run in plane.right[(method, keep, *cell)]:
         gains, losses = int((run & ~base).sum()), int((base & ~run).sum())
         ps.append(mcnemar(gains, losses))
         net.append((gains - losses) / len(base))

@@ -58,11 +58,11 @@ class Remembered:
             memory.scores[key] = score.mean(-1) if score.dim() == 2 else score  # patches that the model merges
         if self.level == CLEAN.relevance:
             return self.sign * memory.scores[key]
-        if (*key, self.level) not in memory.poorer:
+        lower = (*key, self.level)
+        if lower not in memory.poorer:
             name, geometry = memory.places[id(patches)]
-            made = poorer_relevance(memory.scores[key], geometry, self.level, *name, question)
-            memory.poorer[*key, self.level] = made
-        return self.sign * memory.poorer[*key, self.level]
+            memory.poorer[lower] = poorer_relevance(memory.scores[key], geometry, self.level, *name, question)
+        return self.sign * memory.poorer[lower]
 
     def at(self, level: str, sign: int = 1) -> Remembered:
         """The same memory at another level, or with another sign."""

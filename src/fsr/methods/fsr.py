@@ -34,9 +34,9 @@ class FSR(Method):
 
     1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image, and
        made robust: half of a token's score is the mean over the tokens that look like it. Priority phi_i is
-       (f + (1 - f) r_i^alpha) * (1 - T (1 - s_i))^beta: the floor f = x^2 / (x^2 + lift^2) rises with the share x = K / N
-       that is kept, T is how much of saliency's variance look-alikes have in common. Focus F takes argmax over i of
-       phi_i^2 * (what of the direction of v_i the chosen tokens do not span), for max_focus of the budget.
+       (f + (1 - f) r_i^alpha) * (1 - T (1 - s_i))^beta. The floor f = x^2 / (x^2 + lift^2) rises with the share that
+       is kept, x = K / N; T is how much of saliency's variance look-alikes have in common. Focus F takes argmax over
+       i of phi_i^2 * (what of the direction of v_i the chosen tokens do not span), for max_focus of the budget.
        (focus_by='distinct': phi_i = r_i^alpha * s_i^beta (Eq. 3), argmax of phi_i * min over chosen j of
        (1 - cos(v_i, v_j)), until what is left of that is at most the share 1 - rho of sum(phi). focus_by='prefix', the
        paper's Eq. 4: the shortest prefix by falling phi that holds the share rho.)

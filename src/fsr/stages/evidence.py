@@ -1,5 +1,5 @@
-"""What the signals say, made robust before Focus weighs it: evidence that tokens of like features share, and a floor that
-rises with the budget.
+"""What the signals say, made robust before Focus weighs it: evidence that tokens of like features share, and a floor
+that rises with the budget.
 
 Both answer one fact: real relevance and real saliency are poor. A token that nothing like it agrees with is noise (an
 attention sink, a patch that CLIP gets wrong), and the more tokens there are to give, the less it pays to bet on signals
@@ -58,7 +58,7 @@ def robust_priority(
 ) -> Tensor:
     """phi_i = (floor + (1 - floor) r_i^alpha) * (1 - T (1 - s_i))^beta, float32 [B, N] in [0, 1].
 
-    r and s are the signals with the share `agree` taken from look-alikes, stretched to [0, 1] again; T is the `agreement`
+    r and s are the signals with the share `agree` taken from look-alikes, stretched to [0, 1] again; T is the agreement
     of saliency, so that sinks say nothing. Without relevance r_i is 1 - T (1 - s_i), and beta counts for nothing.
 
     saliency, relevance: [B, N] in [0, 1]; similarity: float32 [B, N, N].

@@ -1,5 +1,5 @@
-"""Stage 1, Focus: the local evidence (Eq. 3 of arXiv 2602.05809), by the paper's prefix (Eq. 4), by distinct tokens or by
-volume.
+"""Stage 1, Focus: the local evidence (Eq. 3 of arXiv 2602.05809), by the paper's prefix (Eq. 4), by distinct tokens or
+by volume.
 
 Why not always the prefix: neighbouring patches of one object have much the same feature and much the same priority, so
 90 % of the mass is often a handful of things, each of them many times. Distinct Focus counts a token only as far as no
