@@ -1,7 +1,8 @@
 """The documentation tells the truth: links lead somewhere, code compiles and runs, tables name what exists.
 
 In Markdown, `<!-- runs -->` above a Python block means that it is executed here, `<!-- runs on mini -->` that it needs
-the embedded model, and `<!-- prints -->` above a text block that it is what the block before printed. Blocks of a page
+the embedded model, `<!-- runs with TRL -->` that tests/test_training.py executes it, and
+`<!-- prints -->` above a text block that it is what the block before printed. Blocks of a page
 share their names.
 """
 
@@ -111,9 +112,7 @@ def printed():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, p in zip(NAMES, PAGES) if any(b["mark"].startswith("runs") for b in blocks(p))]
-)
+@pytest.mark.parametrize("name", [n for n, p in zip(NAMES, PAGES) if runnable(p)])
 def test_marked_blocks_run_and_print_what_they_say(name, printed):
     found = blocks(ROOT / name)
     if not MINI and any(b["mark"] == "runs on mini" for b in found):
@@ -121,7 +120,7 @@ def test_marked_blocks_run_and_print_what_they_say(name, printed):
     outputs = iter(printed[name])
     last = ""
     for block in found:
-        if block["mark"].startswith("runs"):
+        if block["mark"] in ("runs", "runs on mini"):
             last = next(outputs)
             assert not last.startswith("failed: "), last
         elif block["mark"] == "prints":
@@ -131,7 +130,7 @@ def test_marked_blocks_run_and_print_what_they_say(name, printed):
 def test_every_mark_is_known():
     for page in PAGES:
         for mark in re.findall(r"^<!-- (runs.*?|prints.*?) -->$", page.read_text(encoding="utf-8"), re.M):
-            assert mark in ("runs", "runs on mini", "prints"), f"{page.name}: {mark}"
+            assert mark in ("runs", "runs on mini", "runs with TRL", "prints"), f"{page.name}: {mark}"
 
 
 def test_options_table_is_the_class():

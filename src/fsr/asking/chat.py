@@ -1,6 +1,6 @@
 """A question about a picture as the model's inputs: one user turn through the processor's chat template.
 
-The one door to other people's processors, templates and tokenizers: what they raise becomes one line that says which of
+The only place that calls processors, templates and tokenizers: what they raise becomes one line that says which of
 picture, question and model is to blame.
 """
 

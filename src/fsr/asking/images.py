@@ -1,4 +1,4 @@
-"""Open a picture that a stranger gave: clear errors, right way up, 8-bit RGB on white. The one door of all commands."""
+"""Open any picture file: clear errors, right way up, 8-bit RGB on white. Every command opens pictures here."""
 
 from __future__ import annotations
 

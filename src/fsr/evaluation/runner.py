@@ -83,6 +83,11 @@ class Runner:
         self._signals: frozenset[str] = frozenset()
         self._own: dict[str, Remembered] = {}
 
+    @property
+    def signed(self) -> bool:
+        """Whether relevance comes from a paired text tower, whose sign was measured."""
+        return self.relevance == "auto" and find(self.model).paired_text_tower
+
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
         """The outcomes of each trial, in the order of the set. Equal trials are run once."""
         n = len(self.questions)
@@ -137,7 +142,7 @@ class Runner:
         wanted |= self._signals
         adapter = find(self.model)
         relevance: Any = self.relevance
-        if "relevance" in wanted and relevance == "auto" and adapter.paired_text_tower:
+        if "relevance" in wanted and self.signed:
             relevance = find_twin(adapter)
         scorer: Remembered | None = None
         self._batches, self._own = [], {}

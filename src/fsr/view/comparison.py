@@ -31,10 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One run. rho, mass: of FSR's Eq. 4 (None where it does not stop Focus). covered: the share of the priority
-    mass that is covered after each token of a Focus by volume or distinct tokens (None for other methods). nearest, likeness: for each of N tokens
-    the kept token that is most like it and their cosine (None where only a selection is known). relevance: where it
-    came from."""
+    """One run. rho, mass: of FSR's Eq. 4 (rho is None where it does not stop Focus). covered: the share of the priority
+    mass that is covered after each token of a Focus by volume or distinct tokens (None for other methods). nearest,
+    likeness: for each of N tokens the kept token that is most like it and their cosine (None where only a selection is
+    known). relevance: where it came from."""
 
     name: str
     text: str
