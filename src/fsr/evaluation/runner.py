@@ -120,8 +120,7 @@ class Runner:
 
     @torch.no_grad()
     def points(self, level: str) -> float:
-        """Share of the questions about something in the picture whose most relevant token lies on it, at a level of
-        relevance. `encode` comes first, with a method that reads relevance."""
+        """Share of the questions about something whose most relevant token lies on it. `encode` comes first."""
         hits = []
         for batch in self._batches:
             scorer = batch.seen.scorer.at(level)  # type: ignore[union-attr]
@@ -153,7 +152,6 @@ class Runner:
             row = [scenes.index(self.questions.items[i].scene) for i in items]
             seen = encode(self.model, one_each, *self._methods, relevance=relevance).take(row)
             if seen.scorer is not None:
-                # One memory for all pictures: the scorer is the same.
                 scorer = scorer or Remembered(bound(getattr(seen.scorer, "inner", seen.scorer), self.processor))
                 scorer.place(seen.parts[0], self._names(items))
                 seen = replace(seen, scorer=scorer)
@@ -223,7 +221,7 @@ class Runner:
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
         seen, quality = batch.seen, trial.seen
-        if trial.sign != 1 and (self.relevance != "auto" or not find(self.model).paired_text_tower):
+        if trial.sign != 1 and not self.signed:
             raise UsageError("relevance has a sign where it comes from a paired text tower only: leave sign at 1.")
         if isinstance(seen.scorer, Remembered):
             seen = replace(seen, scorer=seen.scorer.at(quality.relevance, trial.sign))
