@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest test-engines gpu docs clean
+.PHONY: demo test test-oldest test-engines test-engines-next test-wheel gpu docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,12 +13,14 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# torchvision and Triton are for one test each and out of sight of the others: where they are importable, other image
-# processors run, and torch compiles with it.
+# torchvision (with num2words) and Triton are for one test each and out of sight of the others: where they are importable,
+# other image processors run, and torch compiles with it.
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs,demo]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision-only torchvision==0.28.0
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/triton-only triton==3.7.1
+	$(BIN)/python -m pip install -q --disable-pip-version-check --target $(VENV)/torchvision-only num2words==0.5.14 \
+	  || echo "num2words could not be installed: the test of SmolVLM's own processor will be skipped"
 	touch $@
 
 demo: $(VENV)/.base
@@ -47,6 +49,20 @@ $(ENGINES)/.there: pyproject.toml constraints.txt tests/engines/requirements.txt
 
 test-engines: $(ENGINES)/.there
 	$(ENGINES)/bin/python -m pytest -q tests/engines
+
+# The newer of the two vLLM releases that are supported, on one suite of each kind: its Python code on the CPU kernels of
+# the older one (see the script).
+NEXT := $(ENGINES)/vllm-0.33.0
+$(NEXT)/.there: $(ENGINES)/.there tests/engines/next_release
+	tests/engines/next_release $(ENGINES) 0.33.0
+	touch $@
+
+test-engines-next: $(NEXT)/.there
+	PYTHONPATH=$(NEXT) $(ENGINES)/bin/python -m pytest -q tests/engines/test_vllm.py -k "text_tower or qwen3 and not moe or internvl or gemma3"
+
+# The built wheel in an empty environment (only torch is lent to it), and `fsr ask` from another folder.
+test-wheel: $(VENV)/.base
+	.ci/wheel $(VENV)
 
 # Everything that only a GPU can show, in at most nine minutes: JSON files and runs/gpu/page.md. On a machine without a
 # network run `benchmarks/gpu/run` itself (benchmarks/gpu/README.md says what it needs); `ARGS=--pretend` rehearses it.

@@ -1,10 +1,10 @@
-"""Measure the embedded model on scenes that training never drew and write its card.
+"""Measure an embedded model on scenes that training never drew and write its card.
 
     python benchmarks/mini_card.py [--model mini] [--questions 2000] [--out src/fsr/minivlm/data/mini/README.md]
 
-Accuracy by kind of question against the majority answer, the held-out pairs, and the pointing game of the text tower
-for both signs: does the patch that scores highest for "a photo of a dog" lie on a dog, against the share of the
-picture that dogs cover.
+Accuracy by kind of question against the majority answer and the held-out pairs; for `mini` the pointing game of the
+text tower for both signs (does the patch that scores highest for "a photo of a dog" lie on a dog, against the share of
+the picture that dogs cover); for `mini-qwen3` accuracy by number of visual tokens.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fsr.asking.load import load
+from fsr.asking.chat import chat_batch
+from fsr.asking.load import EMBEDDED, load, world_of
 from fsr.evaluation.question_set import KINDS, build
 from fsr.minivlm.scenes import CLASSES
 from fsr.minivlm.train_vision import normalise_pixels, text_mask
 from fsr.signals.clip_twin import load_twin
 
-TEMPLATE = Path(__file__).with_name("mini_card.md")
+TEMPLATES = {"mini": "mini_card.md", "native": "mini_qwen3_card.md"}
 
 
 def answers(model, processor, questions) -> list[str]:
-    """Greedy answers, batch 64, through the processor and `generate`."""
+    """Greedy answers, batch 64, through the chat template and `generate`."""
     out = []
     for start in range(0, len(questions), 64):
         items = questions.items[start : start + 64]
-        prompts = [f"<bos><image> {i.question.text}" for i in items]
         images = [questions.picture(i.scene) for i in items]
-        inputs = processor(images=images, text=prompts, return_tensors="pt", padding=True)
+        inputs = chat_batch(processor, images, [i.question.text for i in items])
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         out += [t.strip() for t in processor.batch_decode(ids, skip_special_tokens=True)]
     return out
@@ -69,8 +69,9 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     model, processor = load(args.model, "cpu")
-    folder = Path(str(files("fsr.minivlm") / "data" / "mini")) if args.model == "mini" else Path(args.model)
-    questions, began = build("test", 0, args.questions), time.perf_counter()
+    embedded, world = args.model in EMBEDDED, world_of(model.config)
+    folder = Path(str(files("fsr.minivlm") / "data" / args.model)) if embedded else Path(args.model)
+    questions, began = build("test", 0, args.questions, world), time.perf_counter()
     right = np.array([a == i.question.answer for a, i in zip(answers(model, processor, questions), questions.items)])
     kinds = np.array([i.question.kind for i in questions.items])
     majority = questions.majority()
@@ -86,10 +87,18 @@ def main() -> None:
                 "quadrant pairs": np.array([i.held_out_quadrant for i in questions.items]) & (kinds == "position"),
             }.items()
         },
-        "pointing": pointing_game(model, load_twin(folder), questions.scenes[:300]),
         "seconds": round(time.perf_counter() - began, 1),
         "megabytes": round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1),
     }
+    if world == "mini":
+        result["pointing"] = pointing_game(model, load_twin(folder), questions.scenes[:300])
+    else:
+        tokens = np.array([questions.scenes[i.scene].owner.size for i in questions.items])
+        cuts = [(96, 128), (129, 200), (201, 400)]
+        groups = {f"{a} to {b}": (tokens >= a) & (tokens <= b) for a, b in cuts}
+        result["tokens"] = {
+            k: {"accuracy": float(right[g].mean()), "questions": int(g.sum())} for k, g in groups.items()
+        }
     print(json.dumps(result, indent=1))
     if args.out:
         rows = [f"| {k} | {100 * v['accuracy']:.1f} | {100 * v['majority']:.1f} |" for k, v in result["kinds"].items()]
@@ -97,29 +106,37 @@ def main() -> None:
         shown = [x for x in curves["language"] if "acc" in x]
         cells = [[str(x["step"]), f"{100 * x['acc']:.1f}", *(f"{100 * x[k]:.0f}" for k in KINDS)] for x in shown[::2]]
         lines = [f"| {' | '.join(row)} |" for row in cells]
-        text = TEMPLATE.read_text().format(
-            table="\n".join(rows),
-            curve="\n".join(lines),
-            kinds=" | ".join(KINDS),
-            rule="---|" * len(KINDS),
-            **_percent(result),
+        text = (
+            (Path(__file__).parent / TEMPLATES[world])
+            .read_text()
+            .format(
+                table="\n".join(rows),
+                curve="\n".join(lines),
+                kinds=" | ".join(KINDS),
+                language_steps=f"{shown[-1]['step']:,}",
+                language_minutes=str(round(shown[-1]["seconds"] / 60)),
+                rule="---|" * len(KINDS),
+                **_percent(result),
+            )
         )
         Path(args.out).write_text(text)
 
 
 def _percent(result: dict) -> dict[str, str]:
     color, quadrant = result["held_out"]["color pairs"], result["held_out"]["quadrant pairs"]
-    point = result["pointing"]
-    return {
+    extra = {}
+    if "pointing" in result:
+        point = result["pointing"]
+        extra = {k: f"{100 * point[k]:.1f}" for k in ("positive", "negative", "area")} | {"pairs": str(point["pairs"])}
+    else:
+        cells = [f"| {k} | {100 * v['accuracy']:.1f} | {v['questions']} |" for k, v in result.get("tokens", {}).items()]
+        extra = {"tokens": "\n".join(cells)}
+    return extra | {
         "n": str(result["questions"]),
         "sha": result["sha256"][:12],
         "overall": f"{100 * result['overall']:.1f}",
         "held_color": f"{100 * color['accuracy']:.1f} ({color['questions']} questions)",
         "held_quadrant": f"{100 * quadrant['accuracy']:.1f} ({quadrant['questions']} questions)",
-        "positive": f"{100 * point['positive']:.1f}",
-        "negative": f"{100 * point['negative']:.1f}",
-        "area": f"{100 * point['area']:.1f}",
-        "pairs": str(point["pairs"]),
         "size": str(result["megabytes"]),
     }
 

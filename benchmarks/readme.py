@@ -1,4 +1,7 @@
-"""Put the numbers of results/compare.json into the README, between its markers. `python benchmarks/readme.py`"""
+"""Put the numbers of results/compare.json into the README, between its markers. `python benchmarks/readme.py`
+
+Nine rows: the unpruned model, FSR, and of the others those that readers ask about; all are in results/compare.md.
+"""
 
 import json
 import re
@@ -8,13 +11,23 @@ from fsr.evaluation.tables import markdown
 from fsr.methods import available
 
 ROOT = Path(__file__).resolve().parent.parent
+ROWS = ("fsr", "fsr-paper", "divprune", "cdpruner", "vispruner", "visionzip", "fastv", "random")
+FSR_PAPER = "arXiv 2602.05809"
 
 
 def between(text: str, name: str, inner: str) -> str:
     """Replace what stands between <!-- name --> and <!-- /name -->."""
     return re.sub(
-        rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + inner + "\n" + m[2], text, flags=re.DOTALL
+        rf"(<!-- {name} -->)(\n?).*?(<!-- /{name} -->)",
+        lambda m: m[1] + m[2] + inner + m[2] + m[3],
+        text,
+        flags=re.DOTALL,
     )
+
+
+def peers() -> list[str]:
+    """Methods of other papers."""
+    return [n for n, cls in available().items() if cls.paper.startswith("arXiv") and cls.paper != FSR_PAPER]
 
 
 def label(name: str) -> str:
@@ -23,35 +36,50 @@ def label(name: str) -> str:
     return {"fsr-paper": "fsr as in the paper"}.get(name, f"{name} *" if inside else name)
 
 
-def main() -> None:
-    """Write the accuracy table, best first at the paper's share (16 of 144), and what FSR wins and loses there."""
-    result = json.loads((ROOT / "results" / "compare.json").read_text())
-    rows = result["results"]
-    keeps = list(dict.fromkeys(r["keep"] for r in rows))
-    at = {(r["method"], r["keep"]): r for r in rows}
-    names = sorted({r["method"] for r in rows}, key=lambda n: -at[n, 16]["accuracy"]["value"])
+def accuracy_table(result: dict) -> str:
+    """Rows in the order of their accuracy at the paper's share, 16 of 144."""
+    keeps = list(dict.fromkeys(r["keep"] for r in result["results"]))
+    at = {(r["method"], r["keep"]): 100 * r["accuracy"]["value"] for r in result["results"]}
     full = 100 * result["unpruned"]["accuracy"]["value"]
     table = [["accuracy, %", *(f"{k} of 144" for k in keeps)], ["unpruned", *[f"{full:.1f}"] * len(keeps)]]
-    for name in names:
-        cells = [f"{100 * at[name, k]['accuracy']['value']:.1f}" for k in keeps]
+    for name in sorted(ROWS, key=lambda n: -at[n, 16]):
+        cells = [f"{at[name, k]:.1f}" for k in keeps]
         table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [label(name), *cells])
-    verdict = []
-    for k in keeps:
+    return markdown(table)
+
+
+def verdict(result: dict) -> str:
+    """Against how many FSR wins at each budget, and all that it does not beat at the two where it matters most."""
+    rows = result["results"]
+    counts, open_at = [], {}
+    for k in dict.fromkeys(r["keep"] for r in rows):
         wins, losses, ties = [], [], []
-        for name in names:
-            if name == "fsr":
-                continue
-            pair = at[name, k]["against_fsr"]
+        for row in (r for r in rows if r["keep"] == k and r["method"] != "fsr"):
+            pair = row["against_fsr"]
             # gains: the other right and FSR wrong; losses: the other way round
             net = sum(run["losses"] - run["gains"] for run in pair["runs"])
-            (ties if pair["largest_p"] >= 0.01 else wins if net > 0 else losses).append(name)
-        verdict.append(
-            f"- **{k} tokens**: FSR beats {len(wins)} of {len(names) - 1}, is not separable from"
-            f" {', '.join(map(label, ties)) or 'none'}, loses to {', '.join(map(label, losses)) or 'none'}."
+            (ties if pair["largest_p"] >= 0.01 else wins if net > 0 else losses).append(label(row["method"]))
+        others = len(wins) + len(losses) + len(ties)
+        counts.append(f"{len(wins)} at {k} tokens")
+        open_at[k] = (ties, losses)
+    lines = [f"Of {others} others FSR beats {', '.join(counts)} (exact McNemar, p < 0.01)."]
+    for k in (16, 4):
+        ties, losses = open_at[k]
+        lines.append(
+            f"At {k} tokens it is not separable from {', '.join(ties) or 'none'}, and loses to "
+            f"{', '.join(losses) or 'none'}."
         )
+    lines.append("`*` prunes inside the language model and costs more: its budget is what the last layer holds.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the table, the verdict and the number of peers."""
+    result = json.loads((ROOT / "results" / "compare.json").read_text())
     page = ROOT / "README.md"
-    text = between(page.read_text(), "table", markdown(table))
-    page.write_text(between(text, "verdict", "\n".join(verdict)))
+    text = between(page.read_text(), "table", accuracy_table(result))
+    text = between(text, "verdict", verdict(result))
+    page.write_text(between(text, "peers", str(len(peers()))))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def browser(served, tmp_path):
         driver.quit()
 
 
-def wait_for(driver, test, seconds=30):
+def wait_for(driver, test, seconds=90):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -1,7 +1,8 @@
 """The documentation tells the truth: links lead somewhere, code compiles and runs, tables name what exists.
 
 In Markdown, `<!-- runs -->` above a Python block means that it is executed here, `<!-- runs on mini -->` that it needs
-the embedded model, and `<!-- prints -->` above a text block that it is what the block before printed. Blocks of a page
+the embedded model, `<!-- runs with TRL -->` that tests/test_training.py executes it, and
+`<!-- prints -->` above a text block that it is what the block before printed. Blocks of a page
 share their names.
 """
 
@@ -16,13 +17,13 @@ import shutil
 import subprocess
 import sys
 from importlib.resources import files
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
-import fsr
 from fsr import FSR
+from fsr.methods import available
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -111,9 +112,7 @@ def printed():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, p in zip(NAMES, PAGES) if any(b["mark"].startswith("runs") for b in blocks(p))]
-)
+@pytest.mark.parametrize("name", [n for n, p in zip(NAMES, PAGES) if runnable(p)])
 def test_marked_blocks_run_and_print_what_they_say(name, printed):
     found = blocks(ROOT / name)
     if not MINI and any(b["mark"] == "runs on mini" for b in found):
@@ -121,7 +120,7 @@ def test_marked_blocks_run_and_print_what_they_say(name, printed):
     outputs = iter(printed[name])
     last = ""
     for block in found:
-        if block["mark"].startswith("runs"):
+        if block["mark"] in ("runs", "runs on mini"):
             last = next(outputs)
             assert not last.startswith("failed: "), last
         elif block["mark"] == "prints":
@@ -131,7 +130,7 @@ def test_marked_blocks_run_and_print_what_they_say(name, printed):
 def test_every_mark_is_known():
     for page in PAGES:
         for mark in re.findall(r"^<!-- (runs.*?|prints.*?) -->$", page.read_text(encoding="utf-8"), re.M):
-            assert mark in ("runs", "runs on mini", "prints"), f"{page.name}: {mark}"
+            assert mark in ("runs", "runs on mini", "runs with TRL", "prints"), f"{page.name}: {mark}"
 
 
 def test_options_table_is_the_class():
@@ -148,16 +147,22 @@ def test_command_table_is_the_command_line():
     assert set(re.findall(r"^\| `fsr (\w+)", text, re.M)) == set(COMMANDS)
 
 
-def test_public_names_have_a_place_in_the_api_pages():
-    shown = set()
+def test_the_declared_api_and_the_api_pages_agree():
+    """What a page shows is in `__all__` of its module, and what the public packages declare is on a page."""
+    shown: dict[str, str] = {}
     for page in (ROOT / "docs" / "api").glob("*.md"):
-        shown |= set(re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.M))
-    errors = {n for n in fsr.__all__ if isinstance(getattr(fsr, n), type) and issubclass(getattr(fsr, n), Exception)}
-    missing = {n for n in fsr.__all__ if not n.startswith("__")} - errors - {s.rpartition(".")[2] for s in shown}
-    assert not missing and "fsr.errors" in shown
-    for path in shown:  # and nothing is shown that does not exist
+        shown |= dict.fromkeys(re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.M), page.name)
+    # Modules that are shown with all they hold.
+    whole = {p for p in shown if (files("fsr").joinpath(*p.split(".")[1:-1]) / f"{p.rpartition('.')[2]}.py").is_file()}
+    for path in set(shown) - whole:
         module, _, name = path.rpartition(".")
-        assert path == "fsr.errors" or callable(getattr(importlib.import_module(module), name)), path
+        assert name in importlib.import_module(module).__all__, f"{shown[path]} shows {path}, which is not declared"
+    names = {path.rpartition(".")[2] for path in shown}
+    names |= {name for module in whole for name in importlib.import_module(module).__all__}
+    names |= {cls.__name__ for cls in available().values()}  # cards in docs/methods.md, see test_methods_page.py
+    for package in ("fsr", "fsr.adapters", "fsr.drawing", "fsr.kernels", "fsr.methods"):
+        declared = {n for n in importlib.import_module(package).__all__ if not n.startswith("__")}
+        assert declared - names == set(), f"{package} declares what no API page shows"
 
 
 def test_site_is_built_and_loads_nothing_from_the_network(tmp_path):
@@ -184,3 +189,19 @@ def test_site_is_built_and_loads_nothing_from_the_network(tmp_path):
         )
         assert not [u for u in loads if re.match(r"(?:https?:)?//", u)], name
     assert "Make a model's own" in built["api/verb.html"]  # docstrings arrived
+
+
+def test_readme_holds_the_numbers_of_the_results():
+    """`python benchmarks/readme.py` would change nothing; the table stays short."""
+    spec = spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    result = json.loads((ROOT / "results" / "compare.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, inner in (
+        ("table", script.accuracy_table(result)),
+        ("verdict", script.verdict(result)),
+        ("peers", str(len(script.peers()))),
+    ):
+        assert script.between(text, name, inner) == text, f"{name}: run `python benchmarks/readme.py`"
+    assert len(script.ROWS) + 1 <= 9 and len(text.splitlines()) < 90

@@ -8,17 +8,13 @@ import pytest
 
 from fsr.minivlm.questions import KINDS, ask, ask_all
 from fsr.minivlm.scenes import (
-    BACKGROUNDS,
-    CLASSES,
-    COLORS,
-    LETTERS,
-    QUADRANTS,
     SIDE,
     draw,
     held_out_color,
     held_out_quadrant,
 )
 from fsr.minivlm.vocabulary import MAX_QUESTION, WORDS, encode_words, tokenizer
+from scene_truth import truth
 
 
 @pytest.fixture(scope="module")
@@ -55,44 +51,12 @@ def test_training_never_shows_the_held_out_pairs(scenes):
     assert test_pairs > 20, "the test split must show them"
 
 
-def _truth(scene, q):
-    """The answer, derived anew from the words of the question and the object list."""
-    words = q.text.rstrip(" ?").split()
-    named = [CLASSES.index(w) for w in words if w in CLASSES]
-    those = [o for o in scene.objects if named and o.kind == named[0]]
-    if q.kind == "existence":
-        return "yes" if those else "no"
-    if q.kind == "count":
-        return ["one", "two", "three", "four"][min(len(those), 4) - 1]
-    if q.kind == "background":
-        return BACKGROUNDS[scene.background]
-    if q.kind == "reading":
-        return " ".join(LETTERS[i].lower() for i in scene.sign)
-    (o,) = those
-    if q.kind == "color":
-        return list(COLORS)[o.color]
-    x, y = (o.box[0] + o.box[2]) / 2, (o.box[1] + o.box[3]) / 2
-    if q.kind == "position":
-        return QUADRANTS[2 * (y > SIDE / 2) + (x > SIDE / 2)]
-    if q.kind == "neighbor":
-        ((r, c),) = o.cells
-        step = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
-        dr, dc = next(v for k, v in step.items() if k in words)
-        (other,) = [p for p in scene.objects if (r + dr, c + dc) in p.cells]
-        return CLASSES[other.kind]
-    (other,) = [p for p in scene.objects if p.kind == named[1]]
-    dx = x - (other.box[0] + other.box[2]) / 2
-    dy = y - (other.box[1] + other.box[3]) / 2
-    says = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}
-    return "yes" if next(v for k, v in says.items() if k in words) else "no"
-
-
 def test_answers_are_true_and_balanced(scenes):
     rng = np.random.default_rng(0)
     answers = defaultdict(Counter)
     for s in scenes:
         for q in ask_all(s, 8, rng):
-            assert q.answer == _truth(s, q), (q, s.objects)
+            assert q.answer == truth(s, q), (q, s.objects)
             assert len(encode_words(q.text)) + len(encode_words(q.answer)) + 1 <= MAX_QUESTION
             answers[q.kind][q.answer] += 1
     assert set(answers) == set(KINDS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fsr.methods import get
-from fsr.methods.groups import apportion, rank_in_group
 from fsr.methods.hired import tile_budgets
 from fsr.methods.holov import holov_indices
+from fsr.methods.quotas import apportion, rank_in_group
 from fsr.methods.uniform_grid import even, lattice
 from fsr.methods.visionzip import contextual
 from fsr.methods.vispruner import drop_duplicates

@@ -41,8 +41,16 @@ def test_kept_places_and_padding():
 
 def test_padding_side():
     assert cut(["1vvv", "45vv"], [3, 2], [[0], [0, 1]])[0] == ["__1v", "45vv"]  # none before: left
-    assert cut(["1vvv2", "4vv5_"], [3, 2], [[0], [0, 1]])[0] == ["1v2_", "4vv5"]  # right stays right
     assert cut(["_1vv2", "345vv"], [2, 2], [[0], [1]])[0] == ["_1v2", "345v"]
+
+
+def test_columns_behind_the_last_picture_stay_where_they_are():
+    """Counted from the end, for that is how callers count; what a row loses is made up for in front."""
+    assert cut(["1vvv2", "4vv5_"], [3, 2], [[0], [0, 1]])[0] == ["__1v2", "4vv5_"]
+    assert cut(["1vv2_", "4vv5_"], [2, 2], [[0], [1]])[0] == ["1v2_", "4v5_"]  # padding of the whole batch stays, too
+    assert cut(["__1vv23_", "_4vv56__"], [2, 2], [[0], [1]])[0] == ["_1v23_", "4v56__"]
+    assert cut(["1v_v2"], [2], [[1]])[0] == ["1_v2"]  # a hole stays a hole
+    assert cut(["____", "1vv2"], [2], [[0]])[0] == ["___", "1v2"]
 
 
 def test_runs_of_another_length():
@@ -100,9 +108,11 @@ def test_any_layout(data):
     padded = [t.rjust(width, "_") if left else t.ljust(width, "_") for t in texts]
     got, source = cut(padded, counts, kept)
     assert [t.strip("_") for t in got] == expected
-    assert source.shape[1] == max(map(len, expected))
+    behind = [len(t) - len(t.rstrip("_")) for t in padded]
+    assert [len(t) - len(t.rstrip("_")) for t in got] == behind
+    assert source.shape[1] == max(len(e) + b for e, b in zip(expected, behind))
     steps = source[source >= 0]
-    assert len(steps) == sum(map(len, expected))
+    assert len(steps) == sum(map(len, expected)) + sum(behind)
 
 
 # ------------------------------------------------------------------------------------------------------- containers

@@ -1,4 +1,4 @@
-"""Waiting for the device: for times by stage, and for values, many in one wait."""
+"""Synchronising with the device: for times by stage, and for many values in one transfer."""
 
 from __future__ import annotations
 

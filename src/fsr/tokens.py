@@ -153,7 +153,7 @@ class VisualTokens:
         )
 
     def with_spans(self) -> VisualTokens:
-        """The same, and the spans of its scores where they are not set yet. Nothing waits for the device."""
+        """The same, and the spans of its scores where they are not set yet. No synchronisation with the device."""
 
         def span(value: Tensor | None, known: Tensor | None) -> Tensor | None:
             if value is None or known is not None:

@@ -16,17 +16,25 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from patience import SILENCE, Patience, tail
 from PIL import Image
 
 
 class Server:
     """`with Server(folder, log, "--max-num-seqs", "8") as server: server.chat(...)`."""
 
-    def __init__(self, model: str, log: Path, *options: str, overrides: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        log: Path,
+        *options: str,
+        overrides: dict[str, Any] | None = None,
+        settings: dict[str, str] | None = None,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", log
+        self.url, self.log, self.settings = f"http://127.0.0.1:{port}", log, settings or {}
         self.command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1",
             "--port", str(port), "--served-model-name", "served", "--enforce-eager", *options,
@@ -39,20 +47,24 @@ class Server:
         with open(self.log, "w", encoding="utf-8") as out:
             self.process = subprocess.Popen(
                 self.command,
-                env={**settings, **os.environ},
+                env={**settings, **os.environ, **self.settings},
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
-                return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        self.__exit__()
-        raise RuntimeError(f"the server did not start: {self.log.read_text(encoding='utf-8')[-3000:]}")
+        watch = Patience("the server", self.process.pid, self.log)
+        try:
+            while self.process.poll() is None:
+                watch.check()
+                try:
+                    urllib.request.urlopen(f"{self.url}/health", timeout=60).close()
+                    return self
+                except (urllib.error.URLError, OSError):
+                    time.sleep(0.5)
+        except TimeoutError:
+            self.__exit__()
+            raise
+        raise RuntimeError(f"the server did not start: {tail(self.log)}")
 
     def __exit__(self, *error: object) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
@@ -70,7 +82,7 @@ class Server:
             f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=300) as answer:
+            with urllib.request.urlopen(request, timeout=SILENCE) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +27,13 @@ KEEPS = [None, 4, 32, 0]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "metrics").mkdir()
     given = overrides(FSR(keep=16), "LlavaForConditionalGeneration")
     options = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8", "--trust-request-mm-kwargs"]
-    with Server(str(DATA / "mini"), log, *options, overrides=given) as running:
+    options += ["--middleware", "fsr.serving.vllm.gateway.Gateway"]
+    shared = {"PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
+    with Server(str(DATA / "mini"), folder / "log.txt", *options, overrides=given, settings=shared) as running:
         yield running
 
 
@@ -74,10 +79,44 @@ def test_bad_requests_get_the_server_s_own_error(server, pictures):
     for body, hint in [
         (chat(QUESTIONS[0], pictures[0], fsr_question=" "), "fsr_question is empty"),
         (chat("", pictures[0]), "no question in the prompt"),
-        (chat(QUESTIONS[0], pictures[0], fsr_tokens=4), "use fsr_keep and fsr_question"),
+        (chat(QUESTIONS[0], pictures[0], fsr_tokens=4), "did you mean fsr_keep"),
+        (chat(QUESTIONS[0], pictures[0], FSR_KEEP=4), "did you mean fsr_keep"),
+        (chat(QUESTIONS[0], pictures[0], fsr_keep=4, image_pruning_rate=0.5), "contradict each other"),
+        (chat(QUESTIONS[0], pictures[0], image_pruning_method="divprune"), "was started with fsr"),
+        (chat(QUESTIONS[0], pictures[0], do_resize=False), "not do_resize"),
     ]:
         status, said = server.post(body)
         assert status == 400 and hint in said["error"]["message"]
     # An explicit question chooses the tokens; a prompt without pictures needs none.
     assert server.post(chat(QUESTIONS[0], pictures[0], fsr_keep=4, fsr_question=QUESTIONS[1]))[0] == 200
     assert server.post(chat(QUESTIONS[0]))[0] == 200
+
+
+def test_the_client_of_the_docs(server, pictures, tmp_path, monkeypatch):
+    """The real OpenAI client, with the code of docs/serving.md as it stands there."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = page.split("<!-- client -->")[1].split("<!-- /client -->")[0].strip().removeprefix("```python").rstrip("`")
+    pictures[0].save(tmp_path / "picture.png")
+    for name, value in (("SERVER", server.url), ("PICTURE", tmp_path / "picture.png"), ("MODEL", "served")):
+        monkeypatch.setenv(name, str(value))
+    told: dict[str, Any] = {}
+    exec(compile(code, "docs/serving.md", "exec"), told)
+    length = {way: answer.usage.prompt_tokens for way, answer in told["answers"].items()}
+    whole = length.pop("off")
+    assert {way: 144 - (whole - n) for way, n in length.items()} == {
+        "the engine's default": 16, "the model's name": 9, "a share in the name": 36, "a header": 9,
+        "a field of the body": 9, "the share removed": 36, "vLLM's own field": 9,
+    }  # fmt: skip
+    same = {told["answers"][way].choices[0].message.content for way in ("the model's name", "a header")}
+    assert len(same) == 1 and {answer.model for answer in told["answers"].values()} == {"served"}
+
+
+def test_metrics_of_the_engine_on_the_server_s_page(server, pictures):
+    assert server.post(chat(QUESTIONS[0], pictures[3], fsr_keep=5))[0] == 200
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    found = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("fsr:")}
+    assert found["fsr:visual_tokens_kept_total"] >= 5
+    assert found["fsr:visual_tokens_dropped_total"] >= 139
+    assert found['fsr:selection_milliseconds_count{backend="cpu"}'] >= 1
+    assert "fsr:choices_remembered_total" in found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,20 @@ LONGEST = 6
 
 
 class Case:
-    """One request: chat turns with pictures, and how many tokens to keep (None: the engine's default)."""
+    """One request: chat turns with pictures, and how many tokens to keep (None: the engine's default).
 
-    def __init__(self, question: str, pictures: list[Image.Image], keep: Any = None, **more: Any) -> None:
-        self.question, self.pictures, self.keep, self.more = question, pictures, keep, more
+    before: turns ahead of the question, (text, pictures); their pictures are the first of `pictures`.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        pictures: list[Image.Image],
+        keep: Any = None,
+        before: Sequence[tuple[str, int]] = (),
+        **more: Any,
+    ) -> None:
+        self.question, self.pictures, self.keep, self.before, self.more = question, pictures, keep, before, more
 
 
 class Bench:
@@ -53,11 +63,12 @@ class Bench:
         self.llm = LLM(folder, **{**settings, **options})
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.method, self.relevance = method, relevance
+        self.method, self.relevance, self.causal = method, relevance, False
         self.cases: dict[str, Any] = {}
 
     def prompt(self, case: Case) -> str:
-        turns = tiny.chat((case.question, len(case.pictures)))
+        asked = len(case.pictures) - sum(n for _, n in case.before)
+        turns = tiny.chat(*case.before, (case.question, asked))
         if "video" in case.more:
             turns[0]["content"].insert(0, {"type": "text", "text": "<|vision_start|><|video_pad|><|vision_end|>"})
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -66,6 +77,8 @@ class Bench:
         arguments = {name: value for name, value in case.more.items() if name != "video"}
         if case.keep is not None:
             arguments["fsr_keep"] = case.keep
+        if not case.pictures:
+            return {"prompt": self.prompt(case)}
         data: dict[str, Any] = {"image": case.pictures if len(case.pictures) > 1 else case.pictures[0]}
         if "video" in case.more:
             data["video"] = [(case.more["video"], clip_facts(case.more["video"]))]
@@ -82,12 +95,15 @@ class Bench:
     def reference(self, case: Case) -> tuple[list[int], list[float], int]:
         """Tokens, log-probabilities and prompt length of Transformers."""
         keep = self.method.keep if case.keep is None else case.keep
-        method = get(self.method.name, **{**vars(self.method), "keep": 1.0 if keep == 0 else keep})
+        keep = [k or 1.0 for k in keep] if isinstance(keep, list) else keep or 1.0
+        method = get(self.method.name, **{**vars(self.method), "keep": keep})
         clip: dict[str, Any] = {}
         if "video" in case.more:
             facts = {k: v for k, v in clip_facts(case.more["video"]).items() if k != "do_sample_frames"}
             clip = {"videos": [case.more["video"]], "video_metadata": [facts], "do_sample_frames": False}
-        inputs = self.processor(images=case.pictures, text=self.prompt(case), return_tensors="pt", **clip)
+        inputs = self.processor(images=case.pictures or None, text=self.prompt(case), return_tensors="pt", **clip)
+        if self.causal:
+            inputs["token_type_ids"].zero_()
         question = case.more.get("fsr_question")
         extra = {} if question is None else {"question": question}
         with prune(self.model, method, processor=self.processor, relevance=self.relevance) as pruned:
@@ -97,7 +113,7 @@ class Bench:
             )  # fmt: skip
         new = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         scores = [float(step[0].log_softmax(-1)[token]) for step, token in zip(out.logits, new)]
-        return new, scores, pruned.last.length_after
+        return new, scores, pruned.last.length_after if case.pictures else inputs["input_ids"].shape[1]
 
     def check(self, name: str, cases: list[Case]) -> None:
         """Ask all at once; record each as `name/number`."""
@@ -210,54 +226,163 @@ def mini_visionzip(folder: Path) -> Bench:
     return bench
 
 
+def mini_again(folder: Path) -> Bench:
+    """bfloat16, pictures encoded again beside others: the encoder's cache holds few of them, the prefix cache all.
+
+    The same conversation goes on with another last turn. Its picture's tokens are partly in the prefix cache; for the
+    rest it is encoded anew, alone instead of with three others. On a GPU, sums then run in another order; on one CPU
+    thread they do not, so here the pixels of the second encoding are rounded otherwise, by one step of bfloat16.
+    """
+    from fsr.serving.vllm.memory import ChoiceMemory
+
+    bench = Bench(
+        checkpoints.MINI, "LlavaForConditionalGeneration", FSR(keep=64), dtype="bfloat16", max_num_batched_tokens=600,
+    )  # fmt: skip
+    (model,) = bench.llm.apply_model(lambda model: model)
+    rows: dict[str, list[list[int]]] = {}
+    passes: list[int] = []
+    step = 0.0
+    noise = torch.Generator().manual_seed(0)
+    prune_pictures, features_of = model.prune_pictures, model.features_of
+
+    def pruned(given: Any, requests: Any) -> Any:
+        out = prune_pictures(given, requests)
+        for request, chosen in zip(requests, out):
+            rows.setdefault(request.picture, []).append(chosen.rows.tolist())
+        return out
+
+    def encoded(given: Any) -> Any:
+        passes.append(sum(model.tower_tokens(given)))
+        pixels = given["pixel_values"]
+        moved = pixels * (1 + step * (2 * torch.rand(pixels.shape, generator=noise) - 1)).to(pixels)
+        return features_of({**given, "pixel_values": moved})
+
+    model.prune_pictures, model.features_of = pruned, encoded
+    first, second = QUESTIONS[0], "what is in this picture?"
+    for name, entries, at in (("forgetful", 0, 0), ("remembering", 8192, AGAIN)):
+        model.fsr_memory = ChoiceMemory(entries)
+        rows.clear()
+        pictures = [shifted(i) for i in range(at, at + AGAIN)]
+        step = 0.0
+        for i in range(0, AGAIN, 8):
+            bench.ask([Case(first, [p], fsr_question=first) for p in pictures[i : i + 8]])
+        step = 2.0**-8
+        cached = [bench.ask([Case(second, [p], fsr_question=first)])[0].num_cached_tokens for p in pictures]
+        bench.cases[name] = {
+            "encoded again": sum(len(r) > 1 for r in rows.values()),
+            "changed": sum(any(r != seen[0] for r in seen) for seen in rows.values()),
+            "cached": min(cached), "largest pass": max(passes), "tally": str(model.fsr_tally),
+        }  # fmt: skip
+    return bench
+
+
+AGAIN = 40
+
+
+def shifted(number: int) -> Image.Image:
+    """One of the four scenes, turned and cut a little, so that no two are the same."""
+    scene = scenes()[number % 4]
+    return scene.rotate(number // 4 + 1, Image.Resampling.BILINEAR).crop((number % 7, 0, scene.width, scene.height))
+
+
 def llava_next(folder: Path) -> Bench:
     """Tiles, unpadding, newlines."""
-    saved = checkpoints.save("llava-next", folder / "llava-next")
-    bench = Bench(saved, "LlavaNextForConditionalGeneration", FSR(keep=9), relevance="embedding")
-    question = "what colour is the dog ?"
-    shapes = [(40, 60), (64, 40), (30, 30), (90, 30)]
-    pictures = [sized(i, *shape) for i, shape in enumerate(shapes)]
-    bench.check("shapes", [Case(question, [p]) for p in pictures])
-    bench.check("budget", [Case("where is the cat ?", pictures[:1], keep) for keep in (1, 0.5, 39, 40, 41, 500, 0)])
-    bench.check("two pictures", [Case(question, pictures[:2], 5)])
-    return bench
+    bench = _tiny(folder, "llava-next", "LlavaNext", FSR(keep=9), "embedding", max_num_batched_tokens=80)
+    pictures = [sized(i, *shape) for i, shape in enumerate([(40, 60), (64, 40), (30, 30), (90, 30)])]
+    bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 39, 40, 41, 500, 0)])
+    return _program(bench, pictures, 60)
 
 
-def qwen(folder: Path) -> Bench:
-    """Windows, merged patches, three-dimensional positions; prompts in chunks of 32 and cached prefixes."""
-    saved = checkpoints.save("qwen2.5-vl", folder / "qwen")
-    runner_fix()
-    bench = Bench(
-        saved, "Qwen2_5_VLForConditionalGeneration", FSR(keep=7), max_num_batched_tokens=48, max_num_seqs=4,
-        enable_chunked_prefill=True, limit_mm_per_prompt={"image": 2, "video": 1},
-    )  # fmt: skip
-    question = "what colour is the dog ?"
+def llava_onevision(folder: Path) -> Bench:
+    """Tiles that are shrunk, newlines, a SigLIP tower."""
+    bench = _tiny(folder, "llava-onevision", "LlavaOnevision", FSR(keep=9), "embedding", max_num_batched_tokens=80)
+    pictures = [sized(i, *shape) for i, shape in enumerate([(40, 60), (64, 40), (30, 30), (90, 30)])]
+    bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 39, 40, 41, 500, 0)])
+    return _program(bench, pictures, 60)
+
+
+def internvl(folder: Path) -> Bench:
+    """Tiles of one picture pruned together; placeholders between marks."""
+    bench = _tiny(folder, "internvl", "InternVL", FSR(keep=3))
+    pictures = [sized(i, *shape) for i, shape in enumerate([(64, 32), (32, 64), (32, 32), (64, 64)])]
+    bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 11, 12, 500, 0)])
+    return _program(bench, pictures, 12)
+
+
+def gemma3(folder: Path) -> Bench:
+    """Pooled rasters between marks. vLLM's CPU kernels let a picture's tokens see only those before them, unlike its
+    kernels for GPUs and Transformers; so Transformers is told to do the same here."""
+    bench = _tiny(folder, "gemma3", "Gemma3", FSR(keep=3))
+    bench.causal = True
+    pictures = [sized(i, *shape) for i, shape in enumerate([(64, 32), (32, 64), (32, 32), (64, 64)])]
+    bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 15, 16, 500, 0)])
+    return _program(bench, pictures, 16)
+
+
+def qwen2(folder: Path) -> Bench:
+    """No windows; pictures from one end of the chat to the other."""
+    return _qwen(folder, "qwen2-vl", "Qwen2VL", clip=True)
+
+
+def qwen2_5(folder: Path) -> Bench:
+    """Windows, merged patches."""
+    return _qwen(folder, "qwen2.5-vl", "Qwen2_5_VL", clip=True)
+
+
+def qwen3(folder: Path) -> Bench:
+    """Deepstack. (vLLM 0.32 itself answers otherwise than Transformers where a clip stands beside a picture.)"""
+    return _qwen(folder, "qwen3-vl", "Qwen3VL")
+
+
+def qwen3_moe(folder: Path) -> Bench:
+    """The mixture of experts, whose class sets itself up past the dense one."""
+    return _qwen(folder, "qwen3-vl-moe", "Qwen3VLMoe")
+
+
+def _qwen(folder: Path, name: str, stem: str, clip: bool = False) -> Bench:
+    bench = _tiny(folder, name, stem, FSR(keep=7), limit_mm_per_prompt={"image": 2, "video": 1})
     pictures = [sized(i, *shape) for i, shape in enumerate([(48, 48), (32, 64), (64, 32), (96, 24)])]
-    bench.check("shapes", [Case(question, [p]) for p in pictures])
-    bench.check("the same again", [Case(question, [p]) for p in pictures])
-    long = "a photo of the big red car and the small blue house on the left and the tree on the right " + question
-    bench.check("long text", [Case(long, [pictures[0]], 20), Case(long, [pictures[0]], 20)])
-    bench.check("budget", [Case("where is the cat ?", pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])
-    bench.check("two pictures", [Case(question, [pictures[1], pictures[2]], 5), Case(long, pictures[:2], 9)])
-    # The engine leaves videos whole; so does the reference where the clip has no more tokens than the budget.
-    video = np.stack([np.asarray(sized(i, 24, 16)) for i in range(4)])
-    bench.check("video beside a picture", [Case(question, [pictures[1]], 12, video=video)])
+    _program(bench, pictures, 20)
+    bench.check("budget", [Case(WHERE, pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])
+    if clip:
+        # The engine leaves videos whole; so does the reference where the clip has no more tokens than the budget.
+        video = np.stack([np.asarray(sized(i, 24, 16)) for i in range(4)])
+        bench.check("video beside a picture", [Case(WHERE, [pictures[1]], keep, video=video) for keep in (12, 0)])
     return bench
 
 
-def runner_fix() -> None:
-    """vLLM 0.32's CPU runner loads models past the line that switches the seam for pruned positions on."""
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+WHAT, WHERE = "what colour is the dog ?", "where is the cat ?"
+LONG = "a photo of the big red car and the small blue house on the left and the tree on the right in one picture yes"
 
-    def enabled(self: Any) -> bool:
-        found = getattr(self, "model", None)
-        return bool(getattr(found, "supports_multimodal_pruning", False))
 
-    CPUModelRunner.is_multimodal_pruning_enabled = property(enabled, lambda self, value: None)
+def _tiny(folder: Path, name: str, stem: str, method: Any, relevance: str = "auto", **options: Any) -> Bench:
+    """A tiny checkpoint; prompts in small chunks."""
+    saved = checkpoints.save(name, folder / name)
+    return Bench(
+        saved, f"{stem}ForConditionalGeneration", method, relevance,
+        **{"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 256, **options},
+    )  # fmt: skip
+
+
+def _program(bench: Bench, pictures: list[Image.Image], wide: int) -> Bench:
+    """What every family is asked. wide: a budget that reaches over the edge of a chunk."""
+    bench.check("shapes", [Case(WHAT, [p]) for p in pictures])
+    bench.check("the same again", [Case(WHAT, [p]) for p in pictures])
+    bench.check("text around", [Case(WHAT, pictures[:1], wide, [(LONG, 0)]), Case(LONG, pictures[1:2], wide)])
+    bench.check("text around again", [Case(WHAT, pictures[:1], wide, [(LONG, 0)])])
+    bench.check("two pictures", [Case(WHAT, pictures[1:3], 5), Case(WHAT, pictures[:2], 9, [(LONG, 1)])])
+    mixed = [Case(WHERE, pictures[:1], 3), Case(WHERE, []), Case(WHAT, pictures[2:3], 0), Case(WHAT, pictures[3:], 11)]
+    bench.check("mixed", mixed)
+    bench.check("a budget each", [Case(WHAT, pictures[:2], [4, 0]), Case(WHERE, pictures[1:3], [0.25, 7])])
+    return bench
 
 
 SUITES: dict[str, Callable[[Path], Bench]] = {
-    "mini_fsr": mini_fsr, "mini_visionzip": mini_visionzip, "llava_next": llava_next, "qwen": qwen,
+    f.__name__: f
+    for f in (
+        mini_fsr, mini_visionzip, mini_again, llava_next, llava_onevision, internvl, gemma3,
+        qwen2, qwen2_5, qwen3, qwen3_moe,
+    )
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["entries", "fresh", "rebuild", "split_rows"]
+__all__ = ["entries", "fresh", "is_pruned", "rebuild", "split_rows"]
+
+# On outputs that `rebuild` made: features of kept tokens, as opposed to those of whole pictures.
+PRUNED = "_fsr_pruned"
 
 
 def entries(pooled: Any) -> list[Tensor]:
@@ -56,7 +59,14 @@ def rebuild(
         extra["deepstack_features"] = [
             joined([unit[r.to(unit.device)] for unit, r in zip(split_rows(layer, counts), rows)]) for layer in deep
         ]
-    return type(output)(pooler_output=pooled, **extra)
+    made = type(output)(pooler_output=pooled, **extra)
+    setattr(made, PRUNED, True)
+    return made
+
+
+def is_pruned(outputs: Any) -> bool:
+    """Whether all of `mm_encoder_outputs` came out of `prepare` (copies included)."""
+    return bool(outputs) and all(getattr(output, PRUNED, False) for output in outputs.values())
 
 
 def fresh(output: Any) -> Any:
@@ -64,4 +74,6 @@ def fresh(output: Any) -> Any:
     copied: dict[str, Any] = {}
     for key, value in output.items():
         copied[key] = [list(v) if isinstance(v, list) else v for v in value] if isinstance(value, list) else value
-    return type(output)(**copied)
+    made = type(output)(**copied)
+    setattr(made, PRUNED, getattr(output, PRUNED, False))
+    return made

@@ -9,6 +9,7 @@ from torch import nn
 
 from fsr.adapters.base import Adapter
 from fsr.adapters.generic import GenericAdapter
+from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UnsupportedModelError
 
 __all__ = ["available", "find", "register"]
@@ -32,17 +33,24 @@ def available() -> dict[str, type[Adapter]]:
 
 
 def find(model: nn.Module) -> Adapter:
-    """The adapter of a model: by name, else the generic one if the structure allows.
+    """The adapter of a model (looked up inside its wrappers): by name, else the generic one if the structure allows.
 
     Raises:
         UnsupportedModelError: no adapter knows its `config.model_type`.
     """
+    model = unwrapped(model)
     adapters = available()
     for cls in adapters.values():
         if cls.matches(model):
             return cls(model)
     if GenericAdapter.matches(model):
         return GenericAdapter(model)
+    for path, part in model.named_modules():
+        if path and any(cls.matches(part) for cls in adapters.values()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} runs a vision-language model in a way of its own: prune the one inside it "
+                f"(model.{path}), call that, and pool its states with pruned.last.attention_mask."
+            )
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
     raise UnsupportedModelError(f"no adapter for model type {kind!r}: known are {known}.")

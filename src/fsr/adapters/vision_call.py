@@ -23,7 +23,7 @@ def call_vision(run: Callable[[], Any], given: dict[str, Any]) -> Any:
         return run()
     except (FSRError, torch.OutOfMemoryError):
         raise
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in given.items() if isinstance(v, Tensor))
         first = " ".join(str(error).split())[:200]
         raise FeatureError(

@@ -1,6 +1,6 @@
 """A question about a picture as the model's inputs: one user turn through the processor's chat template.
 
-The one door to other people's processors, templates and tokenizers: what they raise becomes one line that says which of
+The only place that calls processors, templates and tokenizers: what they raise becomes one line that says which of
 picture, question and model is to blame.
 """
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from fsr.asking.images import MAX_PIXELS, bundled_scene
 from fsr.asking.rgb import to_rgb
-from fsr.errors import PictureError, QuestionError, UsageError
+from fsr.errors import FSRError, PictureError, QuestionError, UsageError
 
 __all__ = ["chat_batch", "chat_inputs"]
 
@@ -44,6 +44,8 @@ def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequenc
         _check_shape(getattr(processor, "image_processor", None), picture)
     try:
         return _inputs(processor, pictures, questions)
+    except FSRError:
+        raise
     except Exception as error:  # processors and templates raise anything
         raise _blamed(processor, pictures, questions, error) from error
 

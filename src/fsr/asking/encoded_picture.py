@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsr.adapters import find
+from fsr.adapters.wrappers import unwrapped
 from fsr.asking.chat import chat_inputs
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
@@ -73,12 +74,14 @@ class EncodedPicture:
             if not isinstance(method, Method):
                 name = getattr(method, "name", type(method).__name__)
                 raise UsageError(f"{name} does not prune before the language model: choose another method.")
-        self.model, self.processor, self.image, self.relevance = model, processor, image, relevance
+        self.inner = unwrapped(model)
+        self.model = model if hasattr(model, "generate") else self.inner
+        self.processor, self.image, self.relevance = processor, image, relevance
         self.methods = tuple(methods)
         self.seen: EncodedPrompt | None = None
         # A model can carry one pruner at a time, whoever asks.
         with _guard:
-            self._lock = _locks.setdefault(model, Lock())
+            self._lock = _locks.setdefault(self.inner, Lock())
 
     def ask(self, question: str, method: Method | None = None, *, max_new_tokens: int = 32) -> TimedAnswer:
         """Greedy answer from what `method` keeps, or from all tokens (None).
@@ -93,7 +96,7 @@ class EncodedPicture:
     def _ask(self, question: str, method: Method, longest: int) -> TimedAnswer:
         began = perf_counter()
         inputs = {
-            k: v.to(self.model.device) if isinstance(v, Tensor) else v
+            k: v.to(self.inner.device) if isinstance(v, Tensor) else v
             for k, v in chat_inputs(self.processor, self.image, question).items()
         }
         before = perf_counter()
@@ -103,7 +106,7 @@ class EncodedPicture:
         adapter = find(self.model)
         method, scorer = self.seen.resolve(adapter, method, self.relevance)
         recorder: Any = _Recorder(method)
-        pruner = Pruner(self.model, _SeenWork(adapter, recorder, scorer, self.processor, "auto", seen=self.seen))
+        pruner = Pruner(self.inner, _SeenWork(adapter, recorder, scorer, self.processor, "auto", seen=self.seen))
         clock = _FirstToken()
         with pruner:
             out = self.model.generate(

@@ -1,4 +1,4 @@
-"""Open a picture that a stranger gave: clear errors, right way up, 8-bit RGB on white. The one door of all commands."""
+"""Open any picture file: clear errors, right way up, 8-bit RGB on white. Every command opens pictures here."""
 
 from __future__ import annotations
 
@@ -92,7 +92,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def bundled_scene(number: int = 1) -> Image.Image:
-    """A scene that ships with the package (1 to 4), drawn by `fsr.minivlm.scenes` from the test split."""
-    with (files("fsr.minivlm") / "data" / "scenes" / f"scene{number}.png").open("rb") as f:
+def bundled_scene(number: int = 1, model: str = "mini") -> Image.Image:
+    """A scene that ships with the package (1 to 4), drawn from the test split by `fsr.minivlm.scenes`, or for
+    `mini-qwen3` at several sizes by `fsr.minivlm.native.scenes`."""
+    folder = files("fsr.minivlm") / "data" / "scenes"
+    if model == "mini-qwen3":
+        folder = folder / model
+    with (folder / f"scene{number}.png").open("rb") as f:
         return Image.open(f).convert("RGB")

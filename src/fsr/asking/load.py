@@ -1,4 +1,4 @@
-"""Load a model by name: `mini`, a local folder or a hub id. The embedded model never touches the network."""
+"""Load a model by name: `mini`, `mini-qwen3`, a local folder or a hub id. Embedded models never touch the network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from fsr.errors import UsageError
+from fsr.minivlm.scenes import World
 from fsr.signals.progress_bars import without_progress_bars
 
-__all__ = ["EMBEDDED", "load", "pick_device"]
+__all__ = ["EMBEDDED", "load", "pick_device", "world_of"]
 
-EMBEDDED = ("mini",)
+EMBEDDED = ("mini", "mini-qwen3")
+
+
+def world_of(config: Any) -> World:
+    """The scenes that a model of this project was trained on; `mini`'s for every other model."""
+    return "native" if getattr(config, "fsr_scenes", None) == "native" else "mini"
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -39,24 +45,27 @@ def pick_device(name: str = "auto") -> torch.device:
 def load(
     name: str = "mini", device: str = "auto", dtype: torch.dtype | None = None, attention: str | None = None
 ) -> tuple[Any, Any]:
-    """(model, processor), in evaluation mode on the device. dtype: float32 for `mini`, as stored for others, unless
-    given. attention: Transformers' `attn_implementation`, its own choice unless given.
+    """(model, processor), in evaluation mode on the device. dtype: float32 for embedded models, as stored for
+    others, unless given. attention: Transformers' `attn_implementation`, its own choice unless given.
 
     Raises:
         UsageError: no such embedded model, no such folder, a damaged file in it, or the hub cannot be reached.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     where = pick_device(device)
     if name in EMBEDDED:
         with as_file(files("fsr.minivlm") / "data" / name) as folder:
             if not (folder / "config.json").exists():
-                raise UsageError(f"the weights of {name!r} are not in this installation: run `fsr train`.")
+                raise UsageError(
+                    f"the weights of {name!r} are not in this installation: run `fsr train --model {name}` and give "
+                    "the folder it writes, or install the whole wheel."
+                )
             with without_progress_bars():  # ten megabytes load in a blink
                 model = AutoModelForImageTextToText.from_pretrained(
                     folder, dtype=dtype or torch.float32, attn_implementation=attention, local_files_only=True
                 )
-                processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+                processor = _processor(model, folder, local_files_only=True)
         return model.eval().to(where), processor
     local = Path(name).expanduser()
     if not local.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
@@ -65,8 +74,19 @@ def load(
         )
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto", attn_implementation=attention)
-        processor = AutoProcessor.from_pretrained(name)
+        processor = _processor(model, name)
     except Exception as error:  # readers of configs, weights and tokenizers raise anything on damaged files
         first = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(f"cannot load model {name!r}: {first}") from error
     return model.eval().to(where), processor
+
+
+def _processor(model: Any, name: str | Path, **options: Any) -> Any:
+    """The saved processor; for a model trained on native scenes the one that needs no torchvision and checks sizes."""
+    if world_of(model.config) == "native":
+        from fsr.minivlm.native.processor import StillsProcessor
+
+        return StillsProcessor.from_pretrained(name, **options)
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(name, **options)

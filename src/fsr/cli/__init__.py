@@ -23,7 +23,7 @@ COMMANDS = {
     "batch": "answer many questions with several workers, over Ray Data",
     "calibrate": "where each source of relevance points, and a file with what was found",
     "compare": "which method keeps the right answers, on the benchmark",
-    "demo": "the report alive, in a browser",
+    "demo": "the live report, in a browser",
     "methods": "list the pruning methods",
     "profile": "where the time goes: measured by stage, or counted from a config",
     "tables": "results of lmms-eval beside the paper's Tables 1 to 6",

@@ -16,7 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="what you want to know, in quotes")
     parser.add_argument("--image", help="picture file (without it: the bundled scene)")
     add_method_arguments(parser)
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--compare", action="store_true", help="answer from all tokens as well")
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     method = build_method(args.method, keep_value(args.keep), args.option)
     from fsr.asking.images import bundled_scene, open_image
 
-    image = open_image(args.image) if args.image else bundled_scene()
+    image = open_image(args.image) if args.image else bundled_scene(model=args.model)
     save = Path(args.save).expanduser() if args.save else None
     if save is not None and (not save.parent.is_dir() or save.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
         raise UsageError(f"cannot save {args.save!r}: give a .png, .jpg or .webp file in a folder that exists.")

@@ -28,7 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many; each gets a GPU where there are any")
     parser.add_argument("--question", help="for every picture of a folder, and for rows that bring none")
     add_method_arguments(parser)
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     add_relevance_argument(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of an answer, at most")
     parser.add_argument("--batch-size", type=int, default=16, help="rows asked together and written as one part")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsr.asking.options import keep_values
+from fsr.cli.arguments import add_relevance_argument
 from fsr.errors import UsageError
 
 
@@ -24,7 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: str) -> None:
     """What `compare` and `ablate` share."""
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     parser.add_argument("--keep", default=keep, help="budgets, separated by commas")
     parser.add_argument("--questions", type=int, default=2000, help="how many, a multiple of 8")
     parser.add_argument("--seed", type=int, default=0, help="of the question set")
@@ -32,6 +35,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
         "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
     )
     parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
+    add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the numbers to a file, or print them"
@@ -101,15 +105,15 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The model and the question set of the command line."""
     from transformers.utils import logging
 
-    from fsr.asking.load import load
+    from fsr.asking.load import load, world_of
     from fsr.evaluation.question_set import build
     from fsr.evaluation.runner import Runner
 
-    questions = build(args.split, args.seed, args.questions)
     logging.set_verbosity_error()
     model, processor = load(args.model, args.device)
+    questions = build(args.split, args.seed, args.questions, world_of(model.config))
     resume = Path(args.resume_dir).expanduser() if args.resume_dir else None
-    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty())
+    return Runner(model, processor, questions, resume, progress=sys.stderr.isatty(), relevance=args.relevance)
 
 
 def report(args: argparse.Namespace, result: dict[str, Any], files: Files, tables: dict[str, list[list[str]]]) -> int:

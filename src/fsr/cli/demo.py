@@ -1,4 +1,4 @@
-"""`fsr demo`: the report alive, in a browser. Works without a network; needs the extra `demo` (Gradio)."""
+"""`fsr demo`: the live report, in a browser. Works without a network; needs the extra `demo` (Gradio)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ MAX_UPLOAD = "20mb"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr demo`."""
-    parser.add_argument("--model", action="append", help="`mini`, a folder or a hub id; repeatable (default: mini)")
+    parser.add_argument(
+        "--model", action="append", help="`mini`, `mini-qwen3`, a folder or a hub id; repeatable (default: mini)"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 shows the demo to the network"
     )

@@ -14,7 +14,9 @@ from fsr.errors import UsageError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr profile`."""
-    parser.add_argument("--model", help="measure `mini`, a folder with a saved model, or a hub id (default: mini)")
+    parser.add_argument(
+        "--model", help="measure `mini`, `mini-qwen3`, a folder with a saved model, or a hub id (default: mini)"
+    )
     parser.add_argument("--config", help="a true-size model with random weights (llava-1.5-7b, qwen2.5-vl-7b, ...)")
     parser.add_argument(
         "--preset", help="count instead of measuring, by a convention: full, paper-table7, paper-fastv, paper-sparsevlm"
@@ -30,7 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=420, help="seconds after which no new round starts")
     parser.add_argument("--layers", type=int, help="build only that many language layers of --config")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16; float32 for mini")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16; float32 for embedded models"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--plot", metavar="FILE", help="draw the stages as bars (.png, .svg, .pdf)")
 

@@ -19,7 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr view`."""
     parser.add_argument("question", nargs="+", help="what you want to know, in quotes (two questions for --figure 1)")
     parser.add_argument("--image", help="picture file (without it: the bundled scene)")
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     parser.add_argument("--methods", help="methods to compare, separated by commas (without it: fsr)")
     parser.add_argument("--keep", help="budgets, separated by commas: tokens (32,16) or shares (0.11)")
     parser.add_argument("--figure", type=int, choices=(1, 2), help="the paper's Figure 1 or 2 instead of the report")
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     out, png = _target(args.out or "report.html", (".html", ".htm")), _target(args.png, (".png",))
     from fsr.asking.images import bundled_scene, open_image
 
-    image = open_image(args.image) if args.image else bundled_scene()
+    image = open_image(args.image) if args.image else bundled_scene(model=args.model)
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -62,7 +62,7 @@ def build(models: OfferedModels, folder: Path) -> tuple[gr.Blocks, Sessions]:
         folder: where Gradio keeps uploaded files; pictures from elsewhere are refused.
     """
     sessions = Sessions(models)
-    scenes = [bundled_scene(i + 1) for i in range(SCENES)]
+    scenes = [bundled_scene(i + 1, models.names[0]) for i in range(SCENES)]
     uploads = Uploads(folder, scenes)
 
     def respond(

@@ -73,9 +73,11 @@ def ablate(
 ) -> dict[str, Any]:
     """Score every variant at every budget and pair it with the base.
 
-    bases: the method at each budget. Variants that equal the base share its run.
+    bases: the method at each budget. Variants that equal the base share its run; those that turn relevance around are
+    left out where it has no sign.
     """
     started = perf_counter()
+    variants = [v for v in variants if v.sign == 1 or runner.signed]
     plan = [(v, base.keep, v.trial(base, positions)) for base in bases for v in variants]
     base_trials = {base.keep: Trial("base", base, positions) for base in bases}
     trials = {trial.key: trial for trial in base_trials.values()}

@@ -55,6 +55,7 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
+        "relevance": runner.relevance,
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
         "results": rows,
@@ -67,6 +68,7 @@ def about(runner: Runner) -> dict[str, Any]:
     return {
         "questions": {
             "version": VERSION,
+            "scenes": q.world,
             "split": q.split,
             "seed": q.seed,
             "count": len(q),

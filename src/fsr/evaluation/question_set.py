@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from fsr.errors import UsageError
+from fsr.minivlm.native.scenes import draw_native, pick_size
 from fsr.minivlm.questions import KINDS, Question, ask
-from fsr.minivlm.scenes import BACKGROUNDS, COLORS, QUADRANTS, Scene, draw, held_out_color, held_out_quadrant
+from fsr.minivlm.scenes import BACKGROUNDS, COLORS, QUADRANTS, Scene, World, draw, held_out_color, held_out_quadrant
 
-__all__ = ["KINDS", "REFERENCE", "VERSION", "Item", "QuestionSet", "Split", "build"]
+__all__ = ["KINDS", "REFERENCE", "VERSION", "Item", "QuestionSet", "Split", "World", "build"]
 
 Split = Literal["test", "validation"]
 VERSION = 1
@@ -42,10 +43,12 @@ _CLOSED = {
 _TRIES = 6  # per scene and kind, to find an answer whose share is not used up
 _MOST_SCENES = 40  # per question of one kind; far above what is ever needed
 
-# (split, seed, number of questions) -> sha256 of the set as drawn by NumPy 2.4 on x86-64.
-REFERENCE: dict[tuple[str, int, int], str] = {
-    ("test", 0, 2000): "a6b76f59e0f3fab4a6eb7c43a97c25fc70aafc616aa8b80977138fad9952aa64",
-    ("validation", 0, 2000): "27b0f5f35502d1c04cd03a940dd7c99c34459493255966db6dc5020a18d1b774",
+# (world, split, seed, number of questions) -> sha256 of the set as drawn by NumPy 2.4 on x86-64.
+REFERENCE: dict[tuple[str, str, int, int], str] = {
+    ("mini", "test", 0, 2000): "a6b76f59e0f3fab4a6eb7c43a97c25fc70aafc616aa8b80977138fad9952aa64",
+    ("mini", "validation", 0, 2000): "27b0f5f35502d1c04cd03a940dd7c99c34459493255966db6dc5020a18d1b774",
+    ("native", "test", 0, 2000): "3ca3a039ed9d85f6589f07fcd70b5d303e4405cb9d6bd9c161fab60602ee8f80",
+    ("native", "validation", 0, 2000): "0c3f85b547e73ab694f8895ca7e30da4912bcb4768a24831cd975fbef7af3e12",
 }
 
 
@@ -56,7 +59,7 @@ class Item:
     scene: index into `QuestionSet.scenes`.
     question: kind, text, answer, and the objects it is about.
     held_out_color, held_out_quadrant: an asked object shows a pair that training never showed.
-    patches: patches of the 12 x 12 raster that the asked objects (or the sign) own; 0 for the ground and absent things.
+    patches: visual tokens that the asked objects (or the sign) own; 0 for the ground and absent things.
     things: different things in the scene: kinds of pictograms, the sign, the ground.
     """
 
@@ -76,6 +79,7 @@ class QuestionSet:
     seed: int
     scenes: tuple[Scene, ...]
     items: tuple[Item, ...]
+    world: World = "mini"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,7 +87,8 @@ class QuestionSet:
     @property
     def sha256(self) -> str:
         """Of version, pictures, questions and answers."""
-        digest = hashlib.sha256(f"fsr questions {VERSION} {self.split} {self.seed}\n".encode())
+        world = "" if self.world == "mini" else f" {self.world}"
+        digest = hashlib.sha256(f"fsr questions {VERSION} {self.split} {self.seed}{world}\n".encode())
         for scene in self.scenes:
             digest.update(np.ascontiguousarray(scene.image).tobytes())
         for item in self.items:
@@ -93,7 +98,7 @@ class QuestionSet:
     @property
     def note(self) -> str | None:
         """A warning if this set is not the published one bit for bit; None if it is, or if none is published."""
-        known = REFERENCE.get((self.split, self.seed, len(self)))
+        known = REFERENCE.get((self.world, self.split, self.seed, len(self)))
         if known is None or known == self.sha256:
             return None
         return (
@@ -116,13 +121,14 @@ class QuestionSet:
         return out
 
 
-def build(split: Split = "test", seed: int = 0, questions: int = 2000) -> QuestionSet:
+def build(split: Split = "test", seed: int = 0, questions: int = 2000, world: World = "mini") -> QuestionSet:
     """Draw the set. The same arguments give the same bytes (see `QuestionSet.note` for the limits of that).
 
     Args:
         split: "test" or "validation".
         seed: another seed, another set; 0 is the published one.
         questions: how many, a multiple of the number of kinds (8).
+        world: "mini", or "native" for scenes of many sizes and shapes, each size as often (`fsr.minivlm.native`).
 
     Raises:
         UsageError: an unknown split, a negative seed, or a number of questions that cannot be shared evenly.
@@ -133,7 +139,7 @@ def build(split: Split = "test", seed: int = 0, questions: int = 2000) -> Questi
         raise UsageError(f"{questions} questions: give a multiple of {len(KINDS)}, the number of kinds.")
     if seed < 0:
         raise UsageError(f"seed {seed}: give 0 or more.")
-    rng = np.random.default_rng([_NAMESPACE, VERSION, _SPLITS[split], seed])
+    rng = np.random.default_rng([_NAMESPACE, VERSION, _SPLITS[split], seed] + [1] * (world == "native"))
     quota = questions // len(KINDS)
     left = {kind: quota for kind in KINDS}
     given: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
@@ -141,8 +147,8 @@ def build(split: Split = "test", seed: int = 0, questions: int = 2000) -> Questi
     items: list[Item] = []
     for _ in range(_MOST_SCENES * quota):
         if not any(left.values()):
-            return QuestionSet(split, seed, tuple(scenes), tuple(items))
-        scene = draw(rng, "test")
+            return QuestionSet(split, seed, tuple(scenes), tuple(items), world)
+        scene = draw(rng, "test") if world == "mini" else draw_native(rng, pick_size(rng), "test")
         found = [q for k in KINDS if left[k] and (q := _question(scene, k, rng, given[k], quota)) is not None]
         if not found:
             continue

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fsr.adapters import find
+from fsr.errors import UsageError
 from fsr.evaluation.in_llm import before, generate_in_llm
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
@@ -37,16 +38,16 @@ class Batch:
     """Questions that are asked together.
 
     items: their numbers in the set. prompts: `input_ids` and the like, one row per question.
-    seen: the pictures, one per row. owner: long [B, N], the object on each token (-2 sign, -1 ground).
-    asked, big: bool [B, N], tokens on the asked objects, on the big distractor.
+    seen: the pictures, one per row. owner: long [N] per row, the object on each token (-2 sign, -1 ground).
+    asked, big: bool [N] per row, tokens on the asked objects, on the big distractor.
     """
 
     items: list[int]
     prompts: dict[str, Any]
     seen: EncodedPrompt
-    owner: Tensor
-    asked: Tensor
-    big: Tensor
+    owner: list[Tensor]
+    asked: list[Tensor]
+    big: list[Tensor]
 
 
 class Remembered:
@@ -78,18 +79,32 @@ class Runner:
         questions: the set.
         resume: folder for partial results, or None. Files are keyed by the set's, the model's and the trial's hash.
         progress: show a bar on standard error.
+        relevance: the source by name, as for `prepare`.
     """
 
     def __init__(
-        self, model: Any, processor: Any, questions: QuestionSet, resume: Path | None = None, progress: bool = False
+        self,
+        model: Any,
+        processor: Any,
+        questions: QuestionSet,
+        resume: Path | None = None,
+        progress: bool = False,
+        relevance: str = "auto",
     ) -> None:
         self.model, self.processor, self.questions, self.progress = model, processor, questions, progress
+        self.relevance = relevance
         self.folder = None
         if resume is not None:
-            self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}"
+            source = "" if relevance == "auto" else f"-{_short(relevance)}"
+            self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}{source}"
         self._batches: list[Batch] = []
         self._methods: list[Method] = []
         self._signals: frozenset[str] = frozenset()
+
+    @property
+    def signed(self) -> bool:
+        """Whether relevance comes from a paired text tower, whose sign was measured."""
+        return self.relevance == "auto" and find(self.model).paired_text_tower
 
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
         """The outcomes of each trial, in the order of the set. Equal trials are run once."""
@@ -117,8 +132,10 @@ class Runner:
             return
         self._methods += [before(trial.method) for trial in trials]
         wanted |= self._signals
-        scorer = Remembered(find_twin(find(self.model))) if "relevance" in wanted else None
-        relevance = "auto" if scorer is None else scorer
+        adapter = find(self.model)
+        relevance: Any = self.relevance
+        if "relevance" in wanted and self.signed:
+            relevance = Remembered(find_twin(adapter))
         self._batches = []
         for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
             scenes = list(dict.fromkeys(self.questions.items[i].scene for i in items))
@@ -160,8 +177,10 @@ class Runner:
             scene = self.questions.scenes[item.scene]
             owner = torch.from_numpy(scene.owner).to(unit.features.device)
             boxes = unit.geometry.boxes.nan_to_num(0)  # type: ignore[union-attr]
-            side = owner.shape[0]
-            column, row = (((boxes[:, j] + boxes[:, j + 2]) / 2 * side).long().clamp(0, side - 1) for j in (0, 1))
+            column, row = (
+                ((boxes[:, j] + boxes[:, j + 2]) / 2 * n).long().clamp(0, n - 1)
+                for j, n in enumerate(reversed(owner.shape))
+            )
             here = owner[row, column]
             distractors = [j for j, o in enumerate(scene.objects) if o.big and j not in item.question.targets]
             owners.append(here)
@@ -169,16 +188,27 @@ class Runner:
             big.append(torch.isin(here, here.new_tensor(distractors)))
         # Pixels are encoded already; their sizes may still be needed for positions.
         prompts = {k: v for k, v in prompts.items() if not k.startswith("pixel_values")}
-        return Batch(items, prompts, seen, torch.stack(owners), torch.stack(asked), torch.stack(big))
+        return Batch(items, prompts, seen, owners, asked, big)
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
         seen = batch.seen
         if isinstance(seen.scorer, Remembered):
             seen = replace(seen, scorer=seen.scorer.turned(trial.sign))
+        elif trial.sign != 1:
+            raise UsageError("relevance has a sign where it comes from a paired text tower only: leave sign at 1.")
         questions = [self.questions.items[i].question.text for i in batch.items]
         method = trial.method_for(index)
         if isinstance(method, Method):
-            ready = prepare(self.model, method, batch.prompts, questions, positions=trial.positions, encoded=seen)
+            ready = prepare(
+                self.model,
+                method,
+                batch.prompts,
+                questions,
+                processor=self.processor,
+                relevance="auto" if isinstance(seen.scorer, Remembered) else self.relevance,
+                positions=trial.positions,
+                encoded=seen,
+            )
             new, selections = self._generate(**ready)[:, ready["input_ids"].shape[1] :], ready.report.selections
         else:
             new, selections = generate_in_llm(
@@ -217,6 +247,13 @@ def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -
             )
         )
     return found
+
+
+def _short(relevance: str) -> str:
+    """A source's name, or the hash of its file."""
+    return (
+        relevance if not relevance.endswith(".json") else hashlib.sha256(Path(relevance).read_bytes()).hexdigest()[:12]
+    )
 
 
 def model_hash(model: Any) -> str:

@@ -14,7 +14,7 @@ Triton can be imported (it comes with torch's CUDA and ROCm builds for Linux). A
 (`similarity`, one place for all methods) and break ties by the lowest index, so the indices are the same everywhere;
 only the functions in `_tokens` make their own cosines on the CPU, as few as they can, equal to the others up
 to the rounding of a dot product. Sums whose order differs between implementations (DPP, coverage) are taken in float64
-and compared in float32: equal tokens stay equal. Beside the CPU nothing waits for the device.
+and compared in float32: equal tokens stay equal. On a GPU nothing synchronises with the host.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def nearest_anchor(units: Tensor, similarity: Tensor | None, rows: Tensor, scann
     """The scan anchor that each dropped token is most like (Eq. 8), ties to the lowest index.
 
     Args:
-        units: float32 [B, N, D], see `directions`; similarity: [B, N, N], their cosines, or None where only those of
-            the anchors are worth their price.
+        units: float32 [B, N, D], see `directions`; similarity: [B, N, N], their cosines, or None: then only those
+            with the anchors are computed.
         rows: long [B, K], the kept tokens in any order; scanned: bool [B, K], which of them are anchors.
 
     Returns:

@@ -1,6 +1,6 @@
 """The same selections on CPU: numpy on memory shared with the tensors.
 
-A greedy step touches one row of a few thousand floats, so that the fixed price of a torch operator (several
+A greedy step touches one row of a few thousand floats, so that the fixed cost of a torch operator (several
 microseconds) is most of a plain loop. numpy's in-place operators cost a fraction of it.
 """
 

@@ -5,8 +5,8 @@ per image (or tile) walks through all steps, what it knows of the N tokens stays
 similarities (and, for DPP, the Cholesky rows so far) is read per step. Coverage reads all N x N similarities per step,
 too much for one program: a grid of programs takes the gains, a second small launch takes the best.
 
-Nothing waits for the device and no shape depends on data: the calls can be captured in a CUDA graph. N has no limit of
-its own; from about 16,000 tokens the registers of one program no longer hold them, and they spill.
+Nothing synchronises with the host and no shape depends on data: the calls can be captured in a CUDA graph. N has no
+limit of its own; from about 16,000 tokens the registers of one program no longer hold them, and they spill.
 """
 
 from __future__ import annotations

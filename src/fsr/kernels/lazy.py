@@ -1,6 +1,6 @@
 """Farthest points straight from directions on CPU, without the matrix of cosines.
 
-That matrix is most of the price of Scan, and most of it never decides anything. Here a step compares the newest anchor
+The matrix takes most of the time of Scan, and most of it never decides anything. Here a step compares the newest anchor
 only with the *open* tokens, the farthest ones. A token that is not open can only have come nearer since it was looked
 at last: while some open token is farther than all the others were then, it is the farthest of all. Where that fails,
 those that were as far then are brought up to date and opened again. As anchors add up, fewer and fewer stay open.
@@ -26,7 +26,7 @@ __all__ = ["LANES", "farthest", "first_cosines", "padded", "row"]
 LANES = 16
 # Preset anchors from which on one matrix product beats row by row.
 _MANY = 8
-# Open tokens are copied together, which pays only if at most this share of them stay.
+# Open tokens are copied together, which saves time only if at most this share of them stay.
 _WORTH_A_COPY = 0.6
 # Too few open tokens must be opened again and again, too many are compared in vain.
 _MARGIN = 1.2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fsr.methods.base import Picks, register
-from fsr.methods.groups import crops
+from fsr.methods.quotas import crops
 from fsr.methods.uniform_grid import UniformGrid
 from fsr.tokens import Stage, VisualTokens
 

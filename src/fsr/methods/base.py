@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.budget import certify, check_keep, count_of
+from fsr.methods.budget_groups import Group, groups_of
 from fsr.methods.chain import BEFORE_LLM, Chainable
-from fsr.methods.checks import check_shapes, complain, finite
-from fsr.methods.layout import Group, look
+from fsr.methods.checks import check_shapes, finite, refuse_nonfinite
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
 from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
 from fsr.methods.registry import available, get, register
@@ -106,7 +106,7 @@ class Method(Chainable, ABC):
 
     def budget_of(self, tokens: VisualTokens, keep: Any = None) -> int:
         """K for one whole image, summed over its tiles or frames where the budget is counted by those."""
-        (groups,), _ = look([tokens], self.per, [])
+        (groups,), _ = groups_of([tokens], self.per, [])
         return sum(self.budget(group.size, keep) for group in groups)
 
     def __call__(self, images: Sequence[VisualTokens], keeps: Sequence[Keep] | None = None) -> list[Selection]:
@@ -115,8 +115,8 @@ class Method(Chainable, ABC):
 
         keeps: the budget of each image; None: what `keep` says of the pictures of one prompt, in this order.
 
-        The host waits for the device twice, for all images together: for the checks before `pick`, and for the numbers
-        of the report after it.
+        The host synchronises with the device twice, for all images together: for the checks before `pick`, and for
+        the numbers of the report after it.
 
         Raises:
             FeatureError: NaN or infinite features or scores, or scores of the wrong length.
@@ -127,10 +127,10 @@ class Method(Chainable, ABC):
         extras = [self._extras(tokens) for tokens in images]
         for tokens, extra in zip(images, extras):
             check_shapes(tokens, extra)
-        groups, fine = look(images, self.per, [finite(t, e) for t, e in zip(images, extras)])
+        groups, fine = groups_of(images, self.per, [finite(t, e) for t, e in zip(images, extras)])
         for tokens, extra, good in zip(images, extras, fine):
             if not good:
-                complain(tokens, extra)
+                refuse_nonfinite(tokens, extra)
             for signal in sorted(self.signals()):
                 self.need(tokens, signal)
 

@@ -1,5 +1,5 @@
-"""What must be true of an image before a method picks from it. Values are looked at on the device: whoever asks gets
-one flag per image, to be read together with those of all others."""
+"""What must be true of an image before a method picks from it. Values are tested on the device: the result is one
+flag per image, which the caller reads together with those of all others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fsr.errors import FeatureError
 from fsr.tokens import VisualTokens
 
-__all__ = ["check_shapes", "complain", "finite"]
+__all__ = ["check_shapes", "finite", "refuse_nonfinite"]
 
 
 def check_shapes(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
@@ -29,7 +29,7 @@ def check_shapes(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
 
 def finite(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> Tensor:
     """Bool []: features, and scores and `extras` of patches, have finite sums. Nearly always true, and true says that
-    no value is NaN or infinite; false may also be a sum beyond float32 (`complain` looks closer)."""
+    no value is NaN or infinite; false may also be a sum beyond float32 (`refuse_nonfinite` tests every value)."""
     device = tokens.features.device
     sums = [tokens.features.detach().sum(dtype=torch.float32)]
     for value in (*_scores(tokens).values(), *extras.values()):
@@ -37,7 +37,7 @@ def finite(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(sums).isfinite().all()
 
 
-def complain(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
+def refuse_nonfinite(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
     """Raise `FeatureError` about the first tensor that holds NaN or infinity, if any does."""
     if not bool(tokens.features.isfinite().all()):
         raise FeatureError("visual features hold NaN or infinity: check the image and the dtype of the vision tower.")

@@ -21,10 +21,10 @@ from fsr.kernels import cosine, farthest_points
 from fsr.methods.base import Method, Picks, register
 from fsr.tokens import Stage, VisualTokens
 
-__all__ = ["DivPrune", "loneliest", "with_repeats"]
+__all__ = ["DivPrune", "most_isolated", "with_repeats"]
 
 
-def loneliest(similarity: Tensor) -> Tensor:
+def most_isolated(similarity: Tensor) -> Tensor:
     """The token whose nearest neighbour is farthest, ties to the lowest index. [B, N, N] to long [B]."""
     others = similarity.clone()
     others.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
@@ -37,7 +37,7 @@ def with_repeats(similarity: Tensor, k: int) -> Tensor:
 
     [B, N, N] to long [B, k], in the order of choice. The method itself never does this.
     """
-    order = [loneliest(similarity)]
+    order = [most_isolated(similarity)]
     image = torch.arange(len(similarity), device=similarity.device)
     nearest = similarity[image, order[0]]
     while len(order) < k:
@@ -58,7 +58,7 @@ class DivPrune(Method):
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""
         similarity = cosine(tokens.features)
-        first = loneliest(similarity)
+        first = most_isolated(similarity)
         preset = torch.full((len(first), k), -1, dtype=torch.long, device=first.device)
         preset[:, 0] = first
         rows, radii, rest, _ = farthest_points(similarity, preset)

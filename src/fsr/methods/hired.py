@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks, register
-from fsr.methods.groups import apportion, take_quota
+from fsr.methods.quotas import apportion, take_quota
 from fsr.methods.saliency import by_score
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fsr.methods.base import Method, Picks, register
-from fsr.methods.groups import apportion, rank_in_group, take_quota
+from fsr.methods.quotas import apportion, rank_in_group, take_quota
 from fsr.tokens import Stage, VisualTokens
 
 __all__ = ["HoloV", "holov_indices", "run_scores", "runs"]

@@ -95,7 +95,7 @@ def row(picks: Picks, b: int) -> Picks:
 
 
 def with_numbers(picked: Sequence[Picks]) -> list[Picks]:
-    """The same with what people read, `NUMBERS`, on the CPU: one wait for all."""
+    """The same with what people read, `NUMBERS`, on the CPU: one transfer for all."""
     there = [(i, name) for i, p in enumerate(picked) for name in NUMBERS if getattr(p, name) is not None]
     told: list[dict[str, Any]] = [{} for _ in picked]
     for (i, name), value in zip(there, fetch([getattr(picked[i], name) for i, name in there])):

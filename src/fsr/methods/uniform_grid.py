@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fsr.methods.base import Method, Picks, register
-from fsr.methods.groups import apportion, crops
+from fsr.methods.quotas import apportion, crops
 from fsr.tokens import Stage, VisualTokens
 
 __all__ = ["UniformGrid", "even", "lattice"]

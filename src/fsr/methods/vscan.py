@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fsr.methods.base import Method, Picks, register
-from fsr.methods.groups import crops, rank_in_group, windows
+from fsr.methods.quotas import crops, rank_in_group, windows
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
 

@@ -18,7 +18,7 @@ from fsr.minivlm.train_vision import MEAN, STD
 from fsr.minivlm.vocabulary import CHAT_TEMPLATE, tokenizer
 from fsr.signals.clip_twin import ClipTwin, save_twin
 
-__all__ = ["export", "mini_processor", "text_tower_tokenizer"]
+__all__ = ["export", "mini_processor", "steps_of", "text_tower_tokenizer"]
 
 
 def mini_processor() -> LlavaProcessor:
@@ -66,12 +66,12 @@ def export(stages: Path, folder: Path, sign: int = 1) -> Path:
     state = torch.load(stages / "vision.pt", map_location="cpu", weights_only=True)["modules"]
     clip.load_state_dict({k.removeprefix("clip."): v for k, v in state.items() if k.startswith("clip.")})
     save_twin(folder, ClipTwin.from_clip(clip.bfloat16().eval(), text_tower_tokenizer(), sign=sign, layer=-2))
-    steps = {s: _steps(stages / f"{s}.jsonl") for s in ("vision", "symbols", "fit", "language")}
+    steps = {s: steps_of(stages / f"{s}.jsonl") for s in ("vision", "symbols", "fit", "language")}
     (folder / "training.json").write_text(json.dumps(steps, indent=1))
     return folder
 
 
-def _steps(log: Path) -> list[dict[str, float]]:
+def steps_of(log: Path) -> list[dict[str, float]]:
     """At most 20 evenly spaced lines of a training log, the first and the last among them: the curve in the card."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [lines[i] for i in sorted({round(j * (len(lines) - 1) / 19) for j in range(20)})]

@@ -30,6 +30,12 @@ class Question:
     targets: tuple[int, ...]
 
 
+def _off_the_middle(scene: Scene, i: int) -> bool:
+    """False for an object whose centre is so near the picture's middle that its quadrant is no fair question."""
+    o = scene.objects[i]
+    return all(abs(at - half) > 0.2 * scene.cell for at, half in zip(o.center, o.middle))
+
+
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
     """One question of a kind, or None where the scene does not allow it."""
     objects = scene.objects
@@ -79,7 +85,10 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
         i = one(carded)
         return Question(kind, f"what color is the {CLASSES[objects[i].kind]} ?", list(COLORS)[objects[i].color], (i,))
     if kind == "position":
-        i = one(unique)
+        clear = [i for i in unique if _off_the_middle(scene, i)]
+        if not clear:
+            return None
+        i = one(clear)
         return Question(kind, f"where is the {CLASSES[objects[i].kind]} ?", QUADRANTS[objects[i].quadrant], (i,))
     if kind == "neighbor":
         at = {cell: j for j, o in enumerate(objects) for cell in o.cells}
@@ -100,7 +109,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
         i, j = (int(v) for v in rng.choice(unique, 2, replace=False))
         axis = int(rng.integers(2))
         gap = objects[i].center[axis] - objects[j].center[axis]
-        if abs(gap) < 18:  # less than half a cell: not a fair question
+        if abs(gap) < scene.cell / 2:  # less than half a cell: not a fair question
             return None
         low, high = (("left of", "right of"), ("above", "below"))[axis]
         word = low if rng.random() < 0.5 else high

@@ -27,9 +27,14 @@ __all__ = [
     "SIDE",
     "Scene",
     "SceneObject",
+    "cut_noise",
     "draw",
+    "glyph",
+    "ground",
     "held_out_color",
     "held_out_quadrant",
+    "paste",
+    "sprite",
 ]
 
 CLASSES = (
@@ -51,18 +56,20 @@ SIDE = 144
 CELL = 36
 PATCH = 12
 Split = Literal["train", "test"]
+World = Literal["mini", "native"]  # these scenes, or those of `fsr.minivlm.native.scenes`
 
 
 @dataclass(frozen=True)
 class SceneObject:
     """One pictogram. box: (x0, y0, x1, y1) in pixels; cells: rows and columns it occupies; color: index into COLORS
-    or -1 (no card)."""
+    or -1 (no card); middle: (x, y) of the picture's middle in pixels."""
 
     kind: int
     color: int
     box: tuple[int, int, int, int]
     cells: tuple[tuple[int, int], ...]
     big: bool
+    middle: tuple[float, float] = (SIDE / 2, SIDE / 2)
 
     @property
     def center(self) -> tuple[float, float]:
@@ -73,13 +80,16 @@ class SceneObject:
     def quadrant(self) -> int:
         """Index into QUADRANTS."""
         x, y = self.center
-        return 2 * int(y > SIDE / 2) + int(x > SIDE / 2)
+        return 2 * int(y > self.middle[1]) + int(x > self.middle[0])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture [144, 144, 3] uint8 and its truth. owner: [12, 12], object index, -2 the sign, -1 ground. letter:
-    [12, 12], 0 none, 1 + 8 * slot + letter otherwise."""
+    """A picture [H, W, 3] uint8 and its truth; H and W are 144 here (see `fsr.minivlm.native_scenes` for others).
+
+    owner: [h, w], a raster of visual tokens (12 x 12 here): object index, -2 the sign, -1 ground. letter: [h, w], 0
+    none, 1 + 8 * slot + letter otherwise. cell: pixels per side of a layout cell.
+    """
 
     image: np.ndarray
     objects: tuple[SceneObject, ...]
@@ -88,6 +98,7 @@ class Scene:
     sign_box: tuple[int, int, int, int] | None
     owner: np.ndarray
     letter: np.ndarray
+    cell: int = CELL
 
 
 def held_out_color(kind: int, color: int) -> bool:
@@ -109,13 +120,14 @@ def _sprites() -> list[Image.Image]:
 
 
 @lru_cache(maxsize=4096)
-def _sprite(kind: int, size: int, turn: int) -> np.ndarray:
+def sprite(kind: int, size: int, turn: int) -> np.ndarray:
+    """A pictogram, [size, size, 4] float32 from 0 to 255, turned by `turn` degrees."""
     picture = _sprites()[kind].rotate(turn, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture, dtype=np.float32)
 
 
 @lru_cache(maxsize=64)
-def _glyph(letter: int, height: int) -> np.ndarray:
+def glyph(letter: int, height: int) -> np.ndarray:
     """Coverage [height, 15] of one letter in Pillow's built-in font."""
     font = ImageFont.load_default(size=height * 1.25)
     box = font.getbbox(LETTERS[letter])
@@ -135,9 +147,11 @@ def _noise() -> np.ndarray:
     return np.stack([rough, smooth / smooth.std()])
 
 
-def _cut(rng: np.random.Generator, layer: int) -> np.ndarray:
-    y, x = rng.integers(0, 512 - SIDE, 2)
-    return _noise()[layer, y : y + SIDE, x : x + SIDE]
+def cut_noise(rng: np.random.Generator, layer: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """A random piece [height, width] of rough (layer 0) or smooth (1) noise, zero mean, unit scale; 511 pixels at
+    most."""
+    y, x = rng.integers(0, 512 - max(height, width), 2)
+    return _noise()[layer, y : y + height, x : x + width]
 
 
 _GROUND = np.array(
@@ -145,12 +159,12 @@ _GROUND = np.array(
 )
 
 
-def _ground(rng: np.random.Generator, kind: int) -> np.ndarray:
-    """[144, 144, 3] float32. Colours jitter so much that texture is needed as well."""
-    yy, xx = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
+def ground(rng: np.random.Generator, kind: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+    """[height, width, 3] float32. Colours jitter so much that texture is needed as well."""
+    yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
     base = _GROUND[kind] + rng.normal(0, 14, 3).astype(np.float32)
     phase = rng.uniform(0, 40, 2).astype(np.float32)
-    rough, smooth = _cut(rng, 0), _cut(rng, 1)
+    rough, smooth = cut_noise(rng, 0, height, width), cut_noise(rng, 1, height, width)
     if kind == 0:
         shade = 16 * rough * (np.sin(xx * 1.3 + 3 * smooth) > -0.2) + 8 * smooth
     elif kind == 1:
@@ -170,7 +184,8 @@ def _ground(rng: np.random.Generator, kind: int) -> np.ndarray:
     return base + np.asarray(shade, np.float32)[..., None]
 
 
-def _paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> np.ndarray:
+def paste(canvas: np.ndarray, picture: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Lay an RGBA picture over the canvas at (x, y), in place; its opacity [h, w] from 0 to 1."""
     h, w = picture.shape[:2]
     alpha = picture[..., 3:] / 255
     canvas[y : y + h, x : x + w] = canvas[y : y + h, x : x + w] * (1 - alpha) + picture[..., :3] * alpha
@@ -186,7 +201,7 @@ def _patches(mask: np.ndarray) -> np.ndarray:
 def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
     """One random scene. The same generator state gives the same bytes; `split='train'` avoids the held-out pairs."""
     background = int(rng.integers(len(BACKGROUNDS)))
-    canvas = _ground(rng, background)
+    canvas = ground(rng, background)
     free = [(r, c) for r in range(4) for c in range(4)]
     objects: list[SceneObject] = []
     cover: list[np.ndarray] = []
@@ -214,7 +229,7 @@ def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
             tint = np.array(list(COLORS.values())[color], np.float32) + rng.normal(0, 9, 3).astype(np.float32)
             canvas[y - edge : y + size + edge, x - edge : x + size + edge] = tint
             mask[y - edge : y + size + edge, x - edge : x + size + edge] = 1
-        alpha = _paste(canvas, _sprite(kind, size, int(rng.integers(-1, 2)) * 12), x, y)
+        alpha = paste(canvas, sprite(kind, size, int(rng.integers(-1, 2)) * 12), x, y)
         mask[y : y + size, x : x + size] = np.maximum(mask[y : y + size, x : x + size], alpha)
         box = (x - edge, y - edge, x + size + edge, y + size + edge)
         objects.append(SceneObject(kind, color, box, tuple(cells), big))
@@ -240,7 +255,7 @@ def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
         letters = np.zeros((SIDE, SIDE), np.float32)
         part = np.zeros((2, *letter.shape), np.float32)
         for slot in range(2):
-            g = _glyph(sign[slot], height)
+            g = glyph(sign[slot], height)
             board[3 : 3 + height, 1 + 16 * slot : 16 + 16 * slot] *= 1 - 0.92 * g[..., None]
             letters[:] = 0
             letters[y : y + height + 6, x + 17 * slot : x + 17 * (slot + 1)] = 1
@@ -257,7 +272,7 @@ def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
         cell = choices[int(rng.integers(len(choices)))]
         free.remove(cell)
         place(kind, [cell], int(rng.integers(16, 29)), False)
-    image = canvas * rng.uniform(0.85, 1.12) + 5 * _cut(rng, 0)[..., None]
+    image = canvas * rng.uniform(0.85, 1.12) + 5 * cut_noise(rng, 0)[..., None]
     layers = np.stack([*cover, sign_cover])
     owner = np.where(layers.max(0) > 0.14, layers.argmax(0), -1)
     owner = np.where(owner == len(objects), -2, owner)

@@ -15,6 +15,7 @@ large one, does not depend on the exact length of the prompt.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +28,14 @@ from fsr.minivlm.scenes import BACKGROUNDS, CLASSES, COLORS, LETTERS, Scene, dra
 from fsr.minivlm.train_vision import N, ReadOuts, normalise_pixels, patch_labels, text_mask
 from fsr.minivlm.vocabulary import MAX_QUESTION, encode_words
 
-__all__ = ["LanguageBatch", "LookUps", "Symbols", "language_batch", "language_loss", "tower_features"]
+__all__ = ["LanguageBatch", "LookUps", "Symbols", "guides", "language_batch", "language_loss", "slot", "tower_features"]
 
 _CLASS_IDS = torch.tensor(encode_words(" ".join(CLASSES)))
 _WORD_IDS = torch.tensor(
     encode_words(" ".join([*CLASSES, *COLORS, *BACKGROUNDS])) + encode_words(" ".join(c.lower() for c in LETTERS))
 )
 _ASKED = set(_CLASS_IDS.tolist()) | set(encode_words("background sign"))
-_LOOK, _READ = 1, 2  # layers whose first two heads are supervised
+LOOK, READ = 1, 2  # layers whose first two heads are supervised
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ def tower_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
     return h[:, 1:].float()
 
 
-def _slot(scene: Scene, q: Question) -> tuple[list[int], list[int], np.ndarray, list[int]]:
+def slot(scene: Scene, q: Question) -> tuple[list[int], list[int], np.ndarray, list[int]]:
+    """One question as training reads it: ids [12], answers [12], look [12, 1 + N], read [12] (see `LanguageBatch`)."""
     text, answer = encode_words(q.text), [*encode_words(q.answer), *encode_words("<eos>")]
     ids = (text + answer + [0] * MAX_QUESTION)[:MAX_QUESTION]
     targets = [-100] * MAX_QUESTION
     targets[len(text) - 1 : len(text) - 1 + len(answer)] = answer
-    look = np.zeros((MAX_QUESTION, 1 + N), np.float32)
+    look = np.zeros((MAX_QUESTION, 1 + scene.owner.size), np.float32)
     read = [-1] * MAX_QUESTION
     asked = [i for i, w in enumerate(text) if w in _ASKED]
     for nth, i in enumerate(asked):
@@ -114,7 +116,7 @@ def language_batch(
     labels: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
         asked = ask_all(scene, questions, rng, weights)
-        slots = [_slot(scene, q) for q in asked]
+        slots = [slot(scene, q) for q in asked]
         empty = (
             [0] * MAX_QUESTION,
             [-100] * MAX_QUESTION,
@@ -146,9 +148,9 @@ def language_batch(
 class LookUps:
     """Collects the attention maps of the two supervised layers (hooks on eager attention)."""
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: Any) -> None:
         self.maps: dict[int, Tensor] = {}
-        for i in (_LOOK, _READ):
+        for i in (LOOK, READ):
             layer = model.model.language_model.layers[i].self_attn
             layer.register_forward_hook(lambda _m, _a, out, i=i: self.maps.__setitem__(i, out[1]))
 
@@ -161,6 +163,24 @@ def _positions(n_image: int, rows: Tensor | None, q: int, squeeze: Tensor) -> Te
     start = 2 + ((N if rows is not None else n_image) * squeeze).floor().long()
     text = start[:, None] + torch.arange(MAX_QUESTION).repeat(q)[None]
     return torch.cat([torch.zeros(b, 1, dtype=torch.long), image, text], dim=1)
+
+
+def guides(
+    maps: LookUps, look: Tensor, read: Tensor, questions: int, columns: Tensor, prefix: int
+) -> tuple[Tensor, Tensor]:
+    """The two fading helpers: how little the first two heads of the supervised layers look where they should.
+
+    look: [B, Q * 12, 1 + n]; columns: where its <bos> and patches stand in the prompt; prefix: where questions begin.
+    """
+    first = maps.maps[LOOK][:, :2, prefix:].index_select(-1, columns).float().mean(1)
+    on = (first * (look > 0)).sum(-1)[look.sum(-1) > 0]
+    second = maps.maps[READ][:, :2, prefix:, prefix:].float().mean(1)
+    own = torch.arange(questions, device=read.device).repeat_interleave(MAX_QUESTION) * MAX_QUESTION
+    where = (read + own[None]).clamp_min(0)
+    return (
+        -(on + 1e-4).log().mean(),
+        -(second.gather(2, where[..., None])[..., 0][read >= 0] + 1e-4).log().mean(),
+    )
 
 
 def language_loss(
@@ -213,16 +233,7 @@ def language_loss(
 
     total = loss
     if guide > 0:
-        first = maps.maps[_LOOK][:, :2, 1 + n :, : 1 + n].float().mean(1)
-        wanted = look.sum(-1) > 0
-        on = (first * (look > 0)).sum(-1)[wanted]
-        look_loss = -(on + 1e-4).log().mean()
-        second = maps.maps[_READ][:, :2, 1 + n :, 1 + n :].float().mean(1)
-        where = (
-            batch.read + (torch.arange(q, device=device).repeat_interleave(MAX_QUESTION) * MAX_QUESTION)[None]
-        ).clamp_min(0)
-        has = batch.read >= 0
-        read_loss = -(second.gather(2, where[..., None])[..., 0][has] + 1e-4).log().mean()
+        look_loss, read_loss = guides(maps, look, batch.read, q, torch.arange(1 + n, device=device), 1 + n)
         words = F.normalize(lm.embed_tokens(_WORD_IDS.to(device)).float(), dim=-1)
         scores = F.normalize(projected.float(), dim=-1) @ words.T * 10
         align = F.cross_entropy(

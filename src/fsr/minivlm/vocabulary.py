@@ -38,10 +38,11 @@ def encode_words(text: str) -> list[int]:
     return [_ID[w] for w in text.split()]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(image: str = "<image>") -> PreTrainedTokenizerFast:
     """Word-level tokenizer; understands plurals of the pictogram names, British spelling, capitals and glued
-    question marks."""
-    inner = Tokenizer(models.WordLevel(vocab=_ID, unk_token="<unk>"))
+    question marks. image: how the placeholder of visual tokens is written."""
+    vocabulary = {image if w == "<image>" else w: i for w, i in _ID.items()}
+    inner = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
     plural = [normalizers.Replace(f"{c}{'es' if c.endswith('s') else 's'}", c) for c in CLASSES if c != "fish"]
     inner.normalizer = normalizers.Sequence(
         [
@@ -59,7 +60,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         unk_token="<unk>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image},
         padding_side="left",
         model_max_length=512,
         chat_template=CHAT_TEMPLATE,

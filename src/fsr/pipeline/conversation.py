@@ -22,6 +22,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, encode, joined
 from fsr.pipeline.generate import with_prompt
+from fsr.pipeline.kv_cache import remember_positions
 from fsr.pipeline.prepare import Positions, Prepared, prepare
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.report import Report
@@ -89,7 +90,6 @@ class Conversation:
         self.reused = 0
         self._seen: dict[bytes, EncodedPrompt] = {}
         self._turn: _Turn | None = None
-        self._pruner = pruner
 
     @torch.no_grad()
     def generate(self, question: str | None = None, **inputs: Any) -> Tensor:
@@ -182,7 +182,7 @@ class Conversation:
                 part = seen.take(behind).parts[0]
                 arguments["mm_encoder_outputs"] = {part.modality: self._handed(part, ready, behind)}
         self._turn = None  # an error in between leaves no cache that fits no prompt
-        self._pruner._remember_positions(ready)
+        remember_positions(self.adapter, ready)
         output = self.model.generate(**arguments, **settings, return_dict_in_generate=True)
         positions = ready.get("position_ids")
         self._turn = _Turn(

@@ -44,7 +44,7 @@ class EncodedPrompt:
         """The same pictures for another prompt: in another order, fewer, or one of them several times.
 
         pictures: for each picture of the new prompt, its number in this one. Nothing is copied, and what the tower
-        left behind besides features and signals is let go.
+        returned besides features and signals is dropped.
 
         Raises:
             UsageError: a number out of range, or pictures together with clips (they are numbered apart).

@@ -10,34 +10,21 @@ import torch
 from torch import Tensor
 
 from fsr.adapters.base import Adapter
+from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UsageError
-from fsr.pipeline.kv_cache import cache_in
+from fsr.pipeline.kv_cache import MARK, cache_in, placeholders
 from fsr.pipeline.report import Prepared
 
 __all__ = [
-    "mark",
     "refuse_chunks",
     "refuse_foreign_cache",
     "refuse_long_mask",
+    "refuse_own_assistant",
     "refuse_uneven_beams",
     "settings",
     "shorter_limits",
     "with_prompt",
 ]
-
-# Mark on a KV cache that was filled from a shortened prompt: the number of placeholders per row of that prompt. It sits
-# on the cache itself so that a copied cache keeps it.
-MARK = "_fsr_placeholders"
-
-
-def mark(cache: Any, adapter: Adapter, input_ids: Tensor) -> None:
-    """Note on a KV cache which shortened prompt filled it."""
-    setattr(cache, MARK, placeholders(adapter, input_ids))
-
-
-def placeholders(adapter: Adapter, ids: Tensor) -> list[int]:
-    taken = torch.tensor(sorted(adapter.placeholder_ids().values()), device=ids.device)
-    return torch.isin(ids, taken).sum(-1).tolist()
 
 
 def refuse_uneven_beams(setting: Callable[[str], Any], prepared: Prepared) -> None:
@@ -119,10 +106,25 @@ def refuse_foreign_cache(adapter: Adapter, kwargs: dict[str, Any]) -> None:
     if adapter.has_pixels(kwargs):
         raise UsageError("pictures together with a filled KV cache cannot be pruned: start without past_key_values.")
     places = placeholders(adapter, ids)
-    if any(places) and places != getattr(cache, MARK, None):
+    if any(places) and not hasattr(cache, MARK):
+        raise UsageError(
+            "this KV cache was not filled inside this block, so whether these input_ids are its prompt cannot be told: "
+            "go on from it outside the block, or start without past_key_values."
+        )
+    if any(places) and places != getattr(cache, MARK):
         raise UsageError(
             "the KV cache was filled from a shortened prompt and these input_ids are not that prompt: continue from "
             "pruned.last.input_ids, or start without past_key_values."
+        )
+
+
+def refuse_own_assistant(model: Any, setting: Callable[[str], Any]) -> None:
+    """A pruned model as its own assistant would prune the prompt a second time."""
+    assistant = setting("assistant_model")
+    if (assistant is not None and unwrapped(assistant) is model) or setting("assistant_early_exit"):
+        raise UsageError(
+            "a pruned model cannot be its own assistant: give assistant_model another model (or a copy of this one), "
+            "or leave it out."
         )
 
 

@@ -23,21 +23,13 @@ from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
+from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
+from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for, select
-from fsr.pipeline.shorten import (
-    FILL,
-    Run,
-    gather,
-    inferred_mask,
-    mask_one_column,
-    placeholder_units,
-    repacked_positions,
-    rows_with,
-    shrink,
-)
+from fsr.pipeline.shorten import FILL, Run, gather, mask_one_column, placeholder_units, rows_with, shrink
 from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
@@ -126,7 +118,13 @@ class Work:
     ) -> Prepared:
         """See `prepare`."""
         started = perf_counter()
-        ids, mask = self._checked(inputs, call)
+        refuse_encoded(inputs)
+        ids, mask = ids_and_mask(self.adapter, inputs, call)
+        carried = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
+        check_pictures(self.adapter, ids, carried)
+        packed = packed_prompts(inputs, ids, mask)
+        if packed is not None and call == "generate":
+            raise UsageError("generate cannot go on from several packed prompts: give one prompt per row.")
         notes = [self.adapter.announcement] if self.adapter.announcement else []
         if getattr(self.method, "relevance", None) == "none" and not self.adapter.paired_text_tower:
             notes.append(
@@ -137,10 +135,13 @@ class Work:
         questions, scorer, text_ms = None, None, 0.0
         if "relevance" in signals and self.scorer is not None:
             before = perf_counter()
+            if packed is not None:
+                raise UsageError(
+                    "rows of packed prompts have several questions: give one prompt per row, or relevance='none'."
+                )
             scorer = bound(self.scorer, self.processor)
-            modalities = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
             tokens = self.adapter.placeholder_ids()
-            pictured = rows_with(ids, [tokens[m] for m in modalities])
+            pictured = rows_with(ids, [tokens[m] for m in carried])
             questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
             if plain:
                 notes.append("no chat template matched the prompt: its whole text was taken as the question")
@@ -173,7 +174,7 @@ class Work:
             chosen.append(flat[at : at + len(e.units)])
             at += len(e.units)
 
-        kwargs, policy = self._shorten(inputs, ids, mask, encoded, runs, chosen, call, use_cache)
+        kwargs, policy, source = self._shorten(inputs, ids, mask, encoded, runs, chosen, call, use_cache, packed)
         order = sorted((int(run.places[0]), m, i) for m, rs in enumerate(runs) for i, run in enumerate(rs))
         timings = {"text_tower": text_ms, "selection": select_ms, "total": 1e3 * (perf_counter() - started)}
         for name in ("vision_tower", "saliency"):
@@ -187,6 +188,9 @@ class Work:
             ),
             rows=tuple(runs[m][i].row for _, m, i in order),
             input_ids=kwargs["input_ids"],
+            attention_mask=gather(mask, source, 0),
+            labels=kwargs.get("labels"),
+            columns=source,
             length_before=ids.shape[1],
             length_after=kwargs["input_ids"].shape[1],
             timings=timings,
@@ -199,23 +203,6 @@ class Work:
         return Prepared(kwargs, report)
 
     # ------------------------------------------------------------------------------------------------------------------
-
-    def _checked(self, inputs: Mapping[str, Any], call: Call) -> tuple[Tensor, Tensor]:
-        """`input_ids` [B, L] and a mask of the same shape."""
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        if not isinstance(ids, Tensor) or ids.dim() != 2:
-            raise UsageError("pruning shortens `input_ids` [B, L], which this call lacks: pass the processor's output.")
-        if inputs.get("inputs_embeds") is not None:
-            raise UsageError("pass `input_ids` or `inputs_embeds`, not both: pruning works on `input_ids`.")
-        if mask is None:
-            if call == "forward":
-                return ids, torch.ones_like(ids)
-            config = self.adapter.model.generation_config
-            eos = config.eos_token_id
-            return ids, inferred_mask(ids, config.pad_token_id, eos if isinstance(eos, list) else [eos])
-        if not isinstance(mask, Tensor) or mask.shape != ids.shape:
-            raise UsageError("pruning needs the 2-D `attention_mask` [B, L] of the processor, not a prepared one.")
-        return ids, mask
 
     def _runs(self, ids: Tensor, encoded: list[Encoded]) -> list[list[Run]]:
         tokens = self.adapter.placeholder_ids()
@@ -241,8 +228,9 @@ class Work:
         chosen: list[list[Selection]],
         call: Call,
         use_cache: bool,
-    ) -> tuple[dict[str, Any], str]:
-        """The new keyword arguments and the position policy that made them."""
+        packed: Tensor | None,
+    ) -> tuple[dict[str, Any], str, Tensor]:
+        """The new keyword arguments, the position policy that made them, and the old column of each new one."""
         adapter = self.adapter
         dropped = adapter.pixel_arguments()
         kwargs = {name: value for name, value in inputs.items() if name not in dropped}
@@ -252,54 +240,31 @@ class Work:
         policy = adapter.position_policy if self.positions == "auto" else self.positions
         if inputs.get("position_ids") is not None and self.positions == "auto":
             policy = "original"
+        if packed is not None and self.positions == "original" and adapter.position_policy == "repack":
+            raise UsageError("packed prompts are numbered anew one by one: leave positions='auto' or 'repack'.")
         flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
-        whole = all(s.kept == s.total == len(run.places) for run, s in flat)
-        if whole:
+        if all(s.kept == s.total == len(run.places) for run, s in flat):
             source = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        else:
-            source = shrink(mask, [r for r, _ in flat], [s.rows for _, s in flat], [s.total for _, s in flat])
-            for name, value in inputs.items():
-                per_token = isinstance(value, Tensor) and value.shape == ids.shape and name not in dropped
-                if per_token and name not in ("input_ids", "position_ids"):
-                    kwargs[name] = gather(value, source, FILL.get(name, 0))
-            kwargs["input_ids"] = gather(ids, source, self._pad_id())
-            if inputs.get("attention_mask") is None and bool((source < 0).any()):
-                kwargs["attention_mask"] = (source >= 0).long()
-        self._place(kwargs, inputs, mask, source, policy, whole, call)
-        if policy == "original" and call == "generate" and not use_cache and not whole:
+            if inputs.get("position_ids") is None and adapter.positions(inputs) is not None:
+                place(adapter, kwargs, inputs, mask, source, policy, call, None)
+            return kwargs, policy, source
+        source = shrink(mask, [r for r, _ in flat], [s.rows for _, s in flat], [s.total for _, s in flat])
+        for name, value in inputs.items():
+            per_token = isinstance(value, Tensor) and value.shape == ids.shape and name not in dropped
+            if per_token and name not in ("input_ids", "position_ids"):
+                kwargs[name] = gather(value, source, FILL.get(name, 0))
+        kwargs["input_ids"] = gather(ids, source, self._pad_id())
+        if inputs.get("attention_mask") is None and bool((source < 0).any()):
+            kwargs["attention_mask"] = (source >= 0).long()
+        place(adapter, kwargs, inputs, mask, source, policy, call, packed)
+        shorten_lengths(kwargs, source)
+        if policy == "original" and call == "generate" and not use_cache:
             mask_one_column(kwargs, source, self._pad_id())
-        return kwargs, policy
+            source = torch.nn.functional.pad(source, (1, 0), value=-1)
+        return kwargs, policy, source
 
     def _pad_id(self) -> int:
         """An id for masked places that no one can take for a placeholder."""
         pad = getattr(self.adapter.model.config.get_text_config(), "pad_token_id", None)
         taken = set(self.adapter.placeholder_ids().values())
         return next(i for i in (pad, 0, 1, 2) if i is not None and i >= 0 and i not in taken)
-
-    def _place(
-        self,
-        kwargs: dict[str, Any],
-        inputs: Mapping[str, Any],
-        mask: Tensor,
-        source: Tensor,
-        policy: str,
-        whole: bool,
-        call: Call,
-    ) -> None:
-        """Set `position_ids` according to the policy, or leave them to the model."""
-        given = inputs.get("position_ids")
-        axes = self.adapter.positions(inputs) if given is None else None
-        new_mask = gather(mask, source, 0)
-        kwargs.pop("position_ids", None)
-        if given is not None and policy == "original":
-            kwargs["position_ids"] = gather(given, source, 0)
-        elif axes is not None:
-            # Row 0 is what the mask code reads: consecutive, or a gap would look like two packed prompts.
-            text = repacked_positions(new_mask)
-            rows = gather(axes, source, 0) if policy == "original" else text.expand(axes.shape[0], *text.shape)
-            kwargs["position_ids"] = torch.cat([text.unsqueeze(0).to(rows.device), rows])
-        elif policy == "original" and not whole:
-            offset = self.adapter.forward_position_offset if call == "forward" else 0
-            kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
-            # Without a mask, gapped positions would be read as several packed prompts.
-            kwargs.setdefault("attention_mask", new_mask)

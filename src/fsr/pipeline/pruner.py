@@ -1,6 +1,6 @@
 """The verb: `with prune(model, FSR(keep=64), processor=processor) as pruned: model.generate(**inputs)`.
 
-What is installed lives on the model instance (a `generate` and three hooks), so threads and pipelines that call the
+What is installed lives on the model instance (a `generate` and a few hooks), so threads and pipelines that call the
 model see it, and `remove` takes it off without a trace. Data of one call never touches the model.
 """
 
@@ -9,33 +9,23 @@ from __future__ import annotations
 import copy
 import inspect
 import types
+import warnings
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fsr.adapters import find
-from fsr.adapters.base import Adapter
+from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.methods.chain import Chain
 from fsr.methods.in_llm import InLLMMethod
 from fsr.methods.parts import KeepAll, split
-from fsr.pipeline.generate import (
-    mark,
-    refuse_chunks,
-    refuse_foreign_cache,
-    refuse_long_mask,
-    refuse_uneven_beams,
-    settings,
-    shorter_limits,
-    with_prompt,
-)
+from fsr.pipeline.calls import PrunedCalls
 from fsr.pipeline.in_llm import InLLMHooks
-from fsr.pipeline.kv_cache import cache_of
-from fsr.pipeline.prepare import Positions, Prepared, Report, Work
+from fsr.pipeline.prepare import Positions, Work
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for
 from fsr.signals.relevance import RelevanceScorer, reads_features
@@ -63,8 +53,8 @@ def prune(
     attention outputs see the shortened one.
 
     Args:
-        model: a vision-language model of Transformers, 5.18 or later. Wrappers (torch.compile, PEFT) are looked
-            through.
+        model: a vision-language model of Transformers, 5.18 or later. Wrappers (torch.compile, PEFT, DataParallel and
+            DistributedDataParallel) are looked through.
         method: what to keep, for example `FSR(keep=64)`, `FastV(layer=2, keep=64)` (inside the language model), or
             both: `FSR(keep=128) | FastV(layer=16, keep=32)`.
         processor: needed only to read the question out of the prompt.
@@ -82,12 +72,8 @@ def prune(
         raise UnsupportedModelError(
             "a compiled model skips the hooks that prune inside it: give the model itself, or prune before it."
         )
-    model = _unwrapped(model)
-    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}.forward takes no `mm_encoder_outputs`: install transformers>=5.18, "
-            "or take a model that has it there."
-        )
+    model = unwrapped(model)
+    _check_forward(model)
     adapter = find(model)
     before, scorer = resolve_scorer(adapter, before_llm or KeepAll(), relevance)
     check_question_for(question_for, before)
@@ -100,14 +86,13 @@ def prune(
     return Pruner(model, work, InLLMHooks(model, list(adapter.placeholder_ids().values()), in_llm) if in_llm else None)
 
 
-class Pruner:
+class Pruner(PrunedCalls):
     """A method bound to a model; see `prune`. `last` is the report of the latest finished call, of whichever thread."""
 
     def __init__(self, model: Any, work: Work, in_llm: InLLMHooks | None = None) -> None:
-        self.model, self.work, self.in_llm = model, work, in_llm
-        self.last: Report | None = None
+        super().__init__(model, work, in_llm)
         self._handles: list[Any] = []
-        self._earlier: Callable[..., Any] | None = None
+        self._installed: PrunedGenerate | None = None
 
     @property
     def method(self) -> Method | InLLMMethod | Chain:
@@ -118,37 +103,42 @@ class Pruner:
         methods = self.in_llm.methods
         return methods[0] if before_llm is None and len(methods) == 1 else Chain(before_llm, methods)
 
-    @property
-    def adapter(self) -> Adapter:
-        """What knows the model."""
-        return self.work.adapter
-
     def __enter__(self) -> Pruner:
         return self.apply()
 
-    def __exit__(self, *error: object) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.remove()
+        except UsageError as complaint:
+            if kind is None:
+                raise
+            warnings.warn(str(complaint), UserWarning, stacklevel=2)  # the user's own exception is on its way out
 
     def apply(self) -> Pruner:
-        """Install on the model until `remove`.
+        """Install on the model until `remove`. All of it, or (on any error) nothing.
 
         Raises:
             UsageError: the model is pruned already (two methods on one model: use `prepare`).
         """
-        here = self.model.__dict__
+        here, on = self.model.__dict__, self._handles.append
         if PRUNER_ATTRIBUTE in here:
             raise UsageError(
                 "this model is pruned already: leave that block first, or use prepare() for a second method."
             )
-        self._earlier = here.get("generate")
-        here[PRUNER_ATTRIBUTE] = self
-        here["generate"] = types.MethodType(_generate, self.model)
-        self._handles = [
-            self.model.register_forward_pre_hook(_before_forward, with_kwargs=True),
-            self.model.register_forward_hook(_after_forward, with_kwargs=True),
-        ]
-        if self.in_llm is not None:
-            self.in_llm.attach()
+        earlier = here.get("generate")
+        try:
+            here[PRUNER_ATTRIBUTE] = self
+            here["generate"] = self._installed = PrunedGenerate(self, earlier)
+            on(self.model.register_forward_pre_hook(_before_forward, with_kwargs=True))
+            if self.adapter.base is not self.model:
+                on(self.adapter.base.register_forward_pre_hook(self._before_base, with_kwargs=True))
+            if self.in_llm is not None:
+                self.in_llm.attach()
+            # Behind the hooks of methods inside the language model, which complete the report.
+            on(self.model.register_forward_hook(_after_forward, with_kwargs=True, always_call=True))
+        except BaseException:
+            self._take_off()
+            raise
         return self
 
     def remove(self) -> None:
@@ -157,25 +147,33 @@ class Pruner:
         Raises:
             UsageError: not applied, or something else replaced `generate` in the meantime.
         """
-        here = self.model.__dict__
-        if here.get(PRUNER_ATTRIBUTE) is not self:
+        if not self.applied:
             raise UsageError("this pruner is not applied to its model.")
-        ours = getattr(here.get("generate"), "__func__", None) is _generate
+        ours = self.model.__dict__.get("generate") is self._installed
+        self._take_off()
+        if not ours:
+            raise UsageError(
+                "something replaced model.generate inside the block: undo that first, it still points at pruning."
+            )
+
+    @property
+    def applied(self) -> bool:
+        """Whether it is on its model right now."""
+        return self.model.__dict__.get(PRUNER_ATTRIBUTE) is self
+
+    def _take_off(self) -> None:
+        here = self.model.__dict__
         for handle in self._handles:
             handle.remove()
         self._handles = []
         if self.in_llm is not None:
             self.in_llm.detach()
-        del here[PRUNER_ATTRIBUTE]
-        if not ours:
-            raise UsageError(
-                "something replaced model.generate inside the block: undo that first, it still points at pruning."
-            )
-        if self._earlier is None:
+        here.pop(PRUNER_ATTRIBUTE, None)
+        installed, self._installed = self._installed, None
+        if installed is not None and here.get("generate") is installed:
             del here["generate"]
-        else:
-            here["generate"] = self._earlier
-            self._earlier = None
+            if installed.earlier is not None:
+                here["generate"] = installed.earlier
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         """A copied model gets a pruner of its own. Method, processor and text tower are shared (they hold no state of
@@ -191,81 +189,27 @@ class Pruner:
         twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)
-        twin._earlier = copy.deepcopy(self._earlier, memo)
+        twin._installed = copy.deepcopy(self._installed, memo)
         return twin
 
-    # ------------------------------------------------------------------------------------------------------------------
 
-    def _unpruned(self) -> Callable[..., Any]:
-        """The `generate` that the model had before."""
-        return self._earlier or types.MethodType(type(self.model).generate, self.model)
+class PrunedGenerate:
+    """What stands on a pruned model in place of `generate`. A wrapper that outlives the block is led on to the
+    `generate` before it."""
 
-    def _generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        generate = self._unpruned()
-        kwargs = {**dict(zip(inspect.signature(generate).parameters, args)), **kwargs}
-        question = kwargs.pop("question", None)
-        if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
-            kwargs["input_ids"] = kwargs.pop("inputs")
-        refuse_foreign_cache(self.adapter, kwargs)
-        if not self.adapter.has_pixels(kwargs):
-            return generate(**kwargs)
-        setting = settings(self.model, kwargs)
-        refuse_chunks(self.adapter, setting)
-        if self.in_llm is not None:
-            self.in_llm.refuse(setting)
-        with torch.no_grad():
-            prepared = self.work.run(kwargs, question, call="generate", use_cache=setting("use_cache") is not False)
-        refuse_uneven_beams(setting, prepared)
-        self._remember_positions(prepared)
-        report = prepared.report
-        arguments = shorter_limits(prepared.inputs, setting, report.length_before - report.length_after)
-        if self.in_llm is None:
-            output = generate(**arguments)
-            self.last = report
-        else:
-            call = self.in_llm.begin(report, self._publish)
-            try:
-                output = generate(**arguments)
-            finally:
-                self.in_llm.end(call)
-        return with_prompt(output, kwargs["input_ids"], report.length_after)
+    def __init__(self, pruner: Pruner, earlier: Callable[..., Any] | None) -> None:
+        self.pruner, self.earlier = pruner, earlier
 
-    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
-        kwargs = {**dict(zip(names, args)), **kwargs}
-        question = kwargs.pop("question", None)
-        if kwargs.get("mm_encoder_outputs") is not None or not self.adapter.has_pixels(kwargs):
-            refuse_long_mask(kwargs)
-            return (), kwargs
-        refuse_foreign_cache(self.adapter, kwargs)
-        prepared = self.work.run(kwargs, question, call="forward", use_cache=True)
-        self._remember_positions(prepared)
-        self._publish(prepared.report)
-        if self.in_llm is not None:
-            self.in_llm.begin(prepared.report, self._publish, single=True)
-        return (), prepared.inputs
-
-    def _publish(self, report: Report) -> None:
-        self.last = report
-
-    def _remember_positions(self, prepared: Prepared) -> None:
-        """Multi-dimensional RoPE: later steps count from the largest position, which the model keeps as
-        `rope_deltas`."""
-        base, ids = self.adapter.base, prepared.report.input_ids
-        places = prepared.get("position_ids")
-        if not hasattr(base, "rope_deltas") or places is None or places.dim() != 3:
-            return
-        mask = prepared.get("attention_mask")
-        seen = torch.ones_like(ids) if mask is None else mask
-        top = places[1:].amax(0).masked_fill(seen.to(places.device) == 0, -1).amax(-1, keepdim=True)
-        base.rope_deltas = top + 1 - seen.sum(-1, keepdim=True).to(top.device)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The signature of the model's own, and `question`."""
+        model = self.pruner.model
+        generate = self.earlier or types.MethodType(type(model).generate, model)
+        if self.pruner.applied and self.pruner._installed is self:
+            return self.pruner._generate(generate, args, kwargs)
+        return generate(*args, **kwargs)
 
 
 # Module-level functions, bound anew by a deep copy of the model: a closure would keep running the original's weights.
-
-
-def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-    return model.__dict__[PRUNER_ATTRIBUTE]._generate(args, kwargs)
 
 
 def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -273,14 +217,18 @@ def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _after_forward(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-    """Mark the KV cache that a shortened prompt filled."""
-    cache, ids = cache_of(output), kwargs.get("input_ids")
-    if cache is not None and kwargs.get("mm_encoder_outputs") is not None and isinstance(ids, Tensor):
-        mark(cache, model.__dict__[PRUNER_ATTRIBUTE].adapter, ids)
+    if kwargs.get("mm_encoder_outputs") is not None:
+        model.__dict__[PRUNER_ATTRIBUTE]._after(kwargs, output)
 
 
-def _unwrapped(model: Any) -> Any:
-    """Through `torch.compile` and PEFT to the model itself."""
-    model = getattr(model, "_orig_mod", model)
-    base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
+def _check_forward(model: Any) -> None:
+    taken = inspect.signature(type(model).forward).parameters
+    if "mm_encoder_outputs" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return
+    from transformers import LlavaForConditionalGeneration
+
+    old = "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters
+    raise UnsupportedModelError(
+        f"{type(model).__name__}.forward takes no `mm_encoder_outputs`: "
+        + ("install transformers>=5.18." if old else "take a model that hands it on, or let forward take **kwargs.")
+    )

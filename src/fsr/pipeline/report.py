@@ -11,6 +11,7 @@ from torch import Tensor
 from fsr.adapters.containers import fresh
 from fsr.errors import UsageError
 from fsr.pipeline.center_crop import placed
+from fsr.pipeline.shorten import gather
 from fsr.tokens import Selection
 
 __all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
@@ -68,6 +69,8 @@ class Report:
 
     selections: one per picture or clip, in prompt order; rows: the batch row each belongs to.
     input_ids: [B, L'] the shortened prompt (what a continuation of the KV cache must start with).
+    attention_mask: [B, L'] which of its columns count; labels: [B, L'] the call's `labels`, shortened, or None.
+    columns: long [B, L'], the column of the user's prompt that each column of the shortened one was; -1 for filler.
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
     positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
@@ -80,6 +83,9 @@ class Report:
     selections: tuple[Selection, ...]
     rows: tuple[int, ...]
     input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None
+    columns: Tensor
     length_before: int
     length_after: int
     timings: Mapping[str, float]
@@ -108,6 +114,19 @@ class Report:
         if image is None:
             return draw(blank(selection.geometry), placed(selection, None), size)
         return draw(image, selection, size)
+
+    def shorten(self, value: Tensor, fill: int = 0) -> Tensor:
+        """Anything that stands beside the user's prompt column by column (labels, masks, weights), [B, L], as it stands
+        beside the shortened one: [B, L'].
+
+        fill: what filler columns get (-100 for labels).
+
+        Raises:
+            UsageError: another number of columns than the prompt had.
+        """
+        if value.dim() != 2 or value.shape[1] != self.length_before:
+            raise UsageError(f"shorten() takes [B, {self.length_before}], the columns of the prompt as it was given.")
+        return gather(value, self.columns, fill)
 
     @property
     def tokens_before(self) -> int:

@@ -82,13 +82,18 @@ def inferred_mask(input_ids: Tensor, pad: int | None, eos: Sequence[int]) -> Ten
 def shrink(mask: Tensor, runs: Sequence[Run], kept: Sequence[Tensor], totals: Sequence[int]) -> Tensor:
     """The columns that stay, as `source` long [B, L'].
 
-    mask: [B, L], 0 for padding (dropped, then added again on the side where it was; on the left if there was none).
+    Only two kinds of columns go: placeholders that are not kept, and padding in front of a row. Rows stay aligned at
+    their ends, for callers count from there (log-probabilities of a completion): whatever stands behind the last
+    picture of a row, padding included, is as far from the end as it was. Rows that lose more than others are filled up
+    in front.
+
+    mask: [B, L], 0 for padding.
     kept: per run the K rows of its picture that stay; totals: its N. With as many placeholders as tokens, token i sits
     at placeholder i. With another number (families whose processor writes one placeholder, or another length) the run
     becomes K long.
     """
     b, width = mask.shape
-    repeats = (mask != 0).long().flatten()
+    repeats = (mask != 0).long().cummax(-1).values.flatten()  # 0 for the padding in front only
     for run, rows, total in zip(runs, kept, totals):
         repeats[run.places] = 0
         places = run.places
@@ -101,21 +106,18 @@ def shrink(mask: Tensor, runs: Sequence[Run], kept: Sequence[Tensor], totals: Se
     columns = torch.arange(width, device=mask.device)
     rows_left = [columns.repeat_interleave(r) for r in repeats]
     longest = max(len(r) for r in rows_left)
-    on_right = bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any())
     source = torch.full((b, longest), -1, dtype=torch.long, device=mask.device)
     for i, r in enumerate(rows_left):
-        if on_right:
-            source[i, : len(r)] = r
-        else:
-            source[i, longest - len(r) :] = r
+        source[i, longest - len(r) :] = r
     return source
 
 
 def gather(value: Tensor, source: Tensor, fill: int) -> Tensor:
-    """`value` [..., B, L] at `source` [B, L'], padded with `fill`."""
-    if value.shape[-2:-1] != source.shape[:1]:
+    """`value` [..., B, L] (or [..., 1, L], one row for all) at `source` [B, L'], padded with `fill`."""
+    if value.shape[-2:-1] not in (source.shape[:1], (1,)):
         raise UsageError(f"a per-token tensor has {value.shape[-2]} rows and the prompt has {source.shape[0]}.")
     source = source.to(value.device)
+    value = value.expand(*value.shape[:-2], source.shape[0], value.shape[-1])
     index = source.clamp_min(0).expand(*value.shape[:-2], *source.shape)
     return value.gather(-1, index).masked_fill(source < 0, fill)
 

@@ -10,7 +10,7 @@ from fsr.profiling.measure import STAGES
 
 __all__ = ["plot"]
 
-# Okabe and Ito's palette: told apart with any colour vision.
+# Okabe and Ito's palette: distinguishable with any colour vision.
 COLOURS = ("#999999", "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#E69F00", "#CCCCCC")
 
 

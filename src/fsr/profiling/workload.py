@@ -86,13 +86,13 @@ def from_config(
 
 
 def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None) -> Workload:
-    """`mini`, a folder or a hub id, asked about the bundled scene through its own processor."""
+    """An embedded model, a folder or a hub id, asked about the bundled scene through its own processor."""
     from fsr.asking.chat import chat_inputs
     from fsr.asking.images import bundled_scene
     from fsr.asking.load import load
 
     model, processor = load(name, device, dtype)
-    scene = bundled_scene()
+    scene = bundled_scene(model=name)
     try:
         picture = visual(model.config, (scene.height, scene.width))
     except ValueError:  # a family without counts is measured all the same

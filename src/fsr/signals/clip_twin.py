@@ -20,10 +20,12 @@ from torch.nn.functional import layer_norm, normalize
 from fsr.errors import RelevanceError
 from fsr.signals.progress_bars import without_progress_bars
 from fsr.signals.text_cache import TextCache
+from fsr.signals.weights import is_adapted, layer_samples, weight_of
 
 __all__ = ["ClipTwin", "Resemblance", "embeddings_of", "load_twin", "resemblance", "save_twin"]
 
 FOLDER = "text_tower"
+SAMPLE = "sample."  # of a layer of the vision half, in the file of the head
 HEAD = "visual_head.safetensors"
 SETTINGS = "relevance.json"
 HEAD_NAMES = (
@@ -49,7 +51,8 @@ class ClipTwin:
 
     Args:
         text: a `CLIPTextModelWithProjection`. tokenizer: its tokenizer.
-        head: the tensors `HEAD_NAMES`. eps: of the layer norm.
+        head: the tensors `HEAD_NAMES`, and samples of the vision half's layers (`sample.*`) where they are known.
+        eps: of the layer norm.
         sign: +1, or -1 for towers whose patch similarity is inverted (real CLIP).
         layer: hidden state of the tower that is scored, -2 (the one LLaVA reads) or -1.
         source: name for messages.
@@ -71,6 +74,7 @@ class ClipTwin:
         self.text: Any = text.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.head = {name: head[name].detach().float() for name in HEAD_NAMES}
+        self.samples = {name: value.detach() for name, value in head.items() if name.startswith(SAMPLE)}
         self.eps, self.sign, self.layer, self.source = eps, sign, layer, source
         self._heads: dict[torch.device, dict[str, Tensor]] = {}
         self.texts = TextCache(self._embed)
@@ -100,7 +104,8 @@ class ClipTwin:
         text: Any = CLIPTextModelWithProjection(clip.config.text_config)
         text.text_model, text.text_projection = clip.text_model, clip.text_projection
         eps = clip.config.vision_config.layer_norm_eps
-        return cls(text, tokenizer, _head(clip), eps=eps, sign=sign, layer=layer, source="the CLIP model given")
+        head = {**_head(clip), **{SAMPLE + n: v for n, v in layer_samples(clip.vision_model).items()}}
+        return cls(text, tokenizer, head, eps=eps, sign=sign, layer=layer, source="the CLIP model given")
 
     def __call__(self, patches: Tensor, question: str) -> Tensor:
         """patches [..., C] -> float32 [...]."""
@@ -138,8 +143,9 @@ class ClipTwin:
         return normalize(torch.stack(parts).mean(dim=0), dim=-1)
 
     def compare(self, tower: nn.Module) -> Resemblance:
-        """Compare patch and position embeddings with a model's vision tower."""
-        return resemblance(self.head, tower)
+        """Compare patch and position embeddings, and samples of the layers where there are any, with a model's vision
+        tower."""
+        return resemblance(self.head, tower, {n.removeprefix(SAMPLE): v for n, v in self.samples.items()})
 
     def pieces(self, question: str) -> int:
         """Chunks that a question of this length is cut into."""
@@ -157,18 +163,28 @@ class ClipTwin:
         return [first + core[i : i + room] + last for i in range(0, len(core), room)]
 
 
-def resemblance(own: Mapping[str, Tensor], tower: nn.Module) -> Resemblance:
-    """How far a tower's patch and position embeddings are from `own` (relative distance, 0.5 % is rounding)."""
+def resemblance(
+    own: Mapping[str, Tensor], tower: nn.Module, samples: Mapping[str, Tensor] | None = None
+) -> Resemblance:
+    """How far a tower's patch and position embeddings are from `own` (relative distance, 0.5 % is rounding), and its
+    layers from `samples` of them. Adapters in the tower (LoRA) make it a fine-tuned one."""
     other = embeddings_of(tower)
+    if not other or (worst := _worst(own, other)) > 0.5:
+        return Resemblance.FAR
+    if worst > 5e-3 or is_adapted(tower) or (samples and _worst(samples, layer_samples(tower)) > 5e-3):
+        return Resemblance.CLOSE
+    return Resemblance.EQUAL
+
+
+def _worst(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The largest relative distance; infinity for another shape."""
     worst = 0.0
     for name, value in other.items():
+        if name not in own or own[name].shape != value.shape:
+            return float("inf")
         mine = own[name].to(value.device).float()
-        if mine.shape != value.shape:
-            return Resemblance.FAR
         worst = max(worst, float((mine - value.float()).norm() / mine.norm().clamp_min(1e-12)))
-    if not other or worst > 0.5:
-        return Resemblance.FAR
-    return Resemblance.EQUAL if worst <= 5e-3 else Resemblance.CLOSE
+    return worst
 
 
 def save_twin(folder: str | Path, twin: ClipTwin) -> Path:
@@ -181,7 +197,8 @@ def save_twin(folder: str | Path, twin: ClipTwin) -> Path:
     twin.text.save_pretrained(place)
     twin.tokenizer.save_pretrained(place)
     dtype = next(twin.text.parameters()).dtype
-    save_file({n: v.to(dtype).contiguous().cpu() for n, v in twin.head.items()}, str(place / HEAD))
+    tensors = {**twin.head, **twin.samples}
+    save_file({n: v.to(dtype).contiguous().cpu() for n, v in tensors.items()}, str(place / HEAD))
     settings = {"kind": "clip", "sign": twin.sign, "layer": twin.layer, "eps": twin.eps}
     (place / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return place
@@ -251,5 +268,5 @@ def embeddings_of(tower: nn.Module) -> dict[str, Tensor]:
     for path, module in tower.named_modules():
         name = path.rpartition(".")[2]
         if name in ("patch_embedding", "position_embedding") and isinstance(getattr(module, "weight", None), Tensor):
-            found[name] = module.weight.detach()
+            found[name] = weight_of(module)
     return found

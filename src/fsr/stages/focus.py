@@ -51,7 +51,7 @@ def focus(phi: Tensor, k: int, rho: float = 0.9, mass: FocusMass = "all", max_fo
 
     Where that prefix is longer than the budget (the paper says nothing) it is cut at max(1, floor(max_focus * K)).
     Without any priority mass Focus is empty. Ties go to the lowest index. Shapes do not depend on K_F, and nothing
-    waits for the device.
+    synchronises with the device.
 
     Args:
         phi: float32 [B, N], not negative.

@@ -152,7 +152,7 @@ class Pruned(lmms):
         raise UsageError("tasks of several rounds are not supported: choose one that asks once.")
 
     def clean(self) -> None:
-        """Called when all questions are answered: the weights must go, for a judge may need the room."""
+        """Called when all questions are answered: frees the weights, because a judge model may need the memory."""
         del self.pruner
         super().clean()
 

@@ -42,7 +42,7 @@ class Call:
     owner: whose hooks may read it. report: what happened in front of the language model; publish: takes the finished
         one.
     single: closes itself behind the next forward. choosing: the prompt runs right now; fresh: so does the whole
-        sequence.
+        sequence; foreign: a forward that is not of this prompt. ran: layers whose hooks ran while it was choosing.
     taps: what hooks saw, by (layer, name). valid: bool [B, S], columns that hold a token.
     """
 
@@ -53,14 +53,28 @@ class Call:
     token: Token[Any] | None = None
     choosing: bool = False
     fresh: bool = False
+    foreign: bool = False
+    ran: set[int] = field(default_factory=set)
     columns: Columns | None = None
     pictures: list[Picture] = field(default_factory=list)
     valid: Tensor | None = None
     taps: dict[tuple[int, str], Any] = field(default_factory=dict)
     drops: list[Drop] = field(default_factory=list)
 
+    def owns(self, ids: Any) -> bool:
+        """Whether a forward of these ids from the first column on runs this call's prompt (a draft may follow it)."""
+        prompt = self.report.input_ids
+        if not isinstance(ids, Tensor):
+            return True  # `open` says what is wrong
+        if ids.dim() != 2 or ids.shape[0] % prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
+            return False
+        prompt = prompt.repeat_interleave(ids.shape[0] // prompt.shape[0], dim=0)
+        return torch.equal(ids[:, : prompt.shape[1]], prompt.to(ids.device))
+
     def open(self, ids: Any, mask: Any, placeholders: Sequence[int]) -> None:
         """Find the pictures in the prompt as it enters the language model (beams and return sequences repeat its rows).
+
+        What stands behind the prompt (candidates of assisted decoding and prompt lookup) are later tokens.
 
         Raises:
             UsageError: no `input_ids` [B, L], or a mask that is not 2-D.
@@ -68,7 +82,8 @@ class Call:
         """
         if not isinstance(ids, Tensor) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
             raise UsageError("pruning inside the language model needs input_ids [B, L] and a 2-D mask, or none.")
-        prompts = self.report.input_ids.shape[0]
+        prompts, length = self.report.input_ids.shape
+        ids, mask = ids[:, :length], None if mask is None else mask[:, :length]
         copies = ids.shape[0] // prompts
         counts: list[list[int]] = [[] for _ in range(prompts)]
         orders: list[list[Tensor]] = [[] for _ in range(prompts)]
@@ -112,7 +127,8 @@ class Call:
         width = valid.shape[1]
         runs = [Run(p.row * width + p.columns, p.row) for p in self.pictures]
         local = shrink(valid.long(), runs, [c.rows for c in choices], [len(p.columns) for p in self.pictures])
-        self.valid = kept = local >= 0
+        kept = local >= 0
+        self.valid = valid.gather(1, local.clamp_min(0)) & kept
         # Where each column of the layer before stands now.
         place = torch.full_like(valid, -1, dtype=torch.long)
         rows, at = kept.nonzero(as_tuple=True)

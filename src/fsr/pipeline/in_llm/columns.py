@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fsr.errors import UsageError
 
-__all__ = ["Columns", "DropColumns", "check_cache", "columns_of", "forget", "remember"]
+__all__ = ["Columns", "DropColumns", "check_cache", "columns_of", "forget", "prompt_part", "remember"]
 
 _SLOT = "_fsr_columns"
 
@@ -101,6 +101,17 @@ class Columns:
         made = make()
         self._seen[name, drop.layer] = (value, later, made)
         return made
+
+
+def prompt_part(kwargs: dict[str, Any], width: int) -> dict[str, Any]:
+    """A layer's keyword arguments for its first `width` columns: what stands behind them is a draft, no prompt."""
+    kwargs = dict(kwargs)
+    mask, turns = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
+    if isinstance(mask, Tensor):
+        kwargs["attention_mask"] = mask[:, :width] if mask.dim() == 2 else mask[..., :width, :width]
+    if turns is not None:
+        kwargs["position_embeddings"] = tuple(t[:, :width] for t in turns)
+    return kwargs
 
 
 def short_mask(mask: Any, columns: Tensor, ragged: bool, queries: int, flash: bool) -> Any:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from fsr.errors import UnsupportedModelError, UsageError
+from fsr.errors import FeatureError, UnsupportedModelError, UsageError
 from fsr.methods.in_llm import InLLMMethod
 from fsr.pipeline.in_llm.call import Call
-from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, remember
+from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, prompt_part, remember
+from fsr.pipeline.in_llm.support import check_attention, check_compiled, check_layers
 from fsr.pipeline.in_llm.views import LayerInputs
-from fsr.pipeline.kv_cache import cache_in
+from fsr.pipeline.kv_cache import cache_in, is_empty
+from fsr.pipeline.positions import packed_prompts
 from fsr.pipeline.report import Report
 from fsr.signals.attention import projections
 
@@ -59,25 +63,10 @@ class InLLMHooks:
                     )
                 self.steps[layer] = (method, i)
         self.first = min(self.steps)
-        self._check_model()
+        check_layers(self.model, self.decoder, self.first)
+        check_compiled(self.model, self.decoder)
+        check_attention(self.decoder, self.layers, {i: method.signals() for i, (method, _) in self.steps.items()})
         self._handles: list[Any] = []
-
-    def _check_model(self) -> None:
-        deep = len(getattr(getattr(self.model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
-        if self.first < deep:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} adds visual features by column behind its first {deep} decoder layers: "
-                f"drop in front of layer {deep} or later."
-            )
-        if any(getattr(m.self_attn, "is_kv_shared_layer", False) for m in self.layers):
-            raise UnsupportedModelError(
-                f"the last layers of {type(self.decoder).__name__} read keys and values of earlier ones, which hold "
-                "more tokens after a drop: prune before the language model."
-            )
-        if any(getattr(m, "_compiled_call_impl", None) is not None for m in self.decoder.modules()):
-            raise UnsupportedModelError(
-                "the language model is compiled, which skips hooks: prune inside it uncompiled, or prune before it."
-            )
 
     def attach(self) -> None:
         """Put the hooks on."""
@@ -118,19 +107,63 @@ class InLLMHooks:
 
     # --------------------------------------------------------------------------------------------------------- one call
 
+    def check_prompt(self, ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Refuse prompts that no method here can prune, before the vision tower runs.
+
+        Raises:
+            UsageError: packed prompts. FeatureError: a method reads the text behind the pictures, and there is none.
+        """
+        if packed_prompts(inputs, ids, mask) is not None:
+            raise UsageError(
+                "rows of packed prompts cannot lose columns inside the language model: give one prompt per row, or "
+                "prune before it."
+            )
+        if not any("text" in method.signals() for method in self.methods):
+            return
+        pictured = torch.isin(ids, torch.tensor(self.placeholders, device=ids.device))
+        behind = (mask != 0).flip(1).long().cumsum(1).flip(1) * pictured  # columns from each placeholder to the end
+        lacking = pictured.any(1) & (behind.masked_fill(~pictured, ids.shape[1]).amin(1) <= 1)
+        if bool(lacking.any()):
+            row = int(lacking.nonzero()[0])
+            raise FeatureError(
+                f"prompt {row} has no text behind its last picture, which this method reads: put the question behind "
+                "the picture, or use a method that needs none (FastV)."
+            )
+
+    @contextmanager
+    def running(self, report: Report, publish: Callable[[Report], None]) -> Iterator[None]:
+        """Around one `generate`: `publish` gets the report, completed, unless the body raises."""
+        call = self.begin(report, publish)
+        try:
+            yield
+        except BaseException:
+            self.end(call, whole=False)
+            raise
+        self.end(call)
+
     def begin(self, report: Report, publish: Callable[[Report], None], single: bool = False) -> Call:
-        """Open a call in this context. `publish` gets the finished report; `single` ends it behind the next forward."""
+        """Open a call in this context. `single` ends it behind the next forward."""
         call = Call(self, report, publish, single)
         call.token = _call.set(call)
         return call
 
-    def end(self, call: Call) -> None:
-        """Close it, and publish the report if the prompt was run."""
+    def end(self, call: Call, whole: bool = True) -> None:
+        """Close it, and publish the completed report if the call ran to its end.
+
+        Raises:
+            UnsupportedModelError: its prompt never came by.
+        """
         if call.token is not None:
             _call.reset(call.token)
             call.token = None
-        if call.columns is not None or not call.report.selections:
-            call.publish(call.finished(self.depth))
+        if not whole:
+            return
+        if call.columns is None and call.report.selections:
+            raise UnsupportedModelError(
+                "the prompt never reached the hooks that prune inside the language model: something runs the model in "
+                "a way of its own; prune before the language model."
+            )
+        call.publish(call.finished(self.depth))
 
     def _active(self) -> Call | None:
         call = _call.get()
@@ -140,8 +173,10 @@ class InLLMHooks:
         call = self._active()
         if call is None:
             return
-        cache = cache_in(kwargs)
-        call.fresh = cache is None or int(cache.get_seq_length()) == 0
+        cache, ids = cache_in(kwargs), kwargs.get("input_ids")
+        empty = is_empty(cache)
+        call.fresh = empty and call.owns(ids)
+        call.foreign = empty and not call.fresh
         if not call.fresh:
             return
         if cache is not None:
@@ -153,18 +188,23 @@ class InLLMHooks:
                 "fewer: read the logits themselves (pruned.last.in_llm.columns says whose they are)."
             )
         if call.columns is None:
-            call.open(kwargs.get("input_ids"), kwargs.get("attention_mask"), self.placeholders)
+            call.open(ids, kwargs.get("attention_mask"), self.placeholders)
 
     def _after_model(self, model: nn.Module, args: Any, output: Any) -> None:
         call = self._active()
         if call is None:
             return
-        call.choosing = False
+        choosing, call.choosing = call.choosing, False
         call.taps.clear()
         if call.columns is not None:
             call.columns.settle()
+        if choosing and output is not None and (missing := set(range(self.first, self.depth)) - call.ran):
+            raise UnsupportedModelError(
+                f"the hook of decoder layer {min(missing)} did not run, so nothing was dropped there (the layer, or "
+                "the language model, is compiled or was replaced inside the block): undo that, or prune before it."
+            )
         if call.single:
-            self.end(call)
+            self.end(call, whole=output is not None)
 
     # --------------------------------------------------------------------------------------------------------- the taps
 
@@ -186,6 +226,8 @@ class InLLMHooks:
 
     def _before_layer(self, index: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
         call, cache = self._active(), cache_in(kwargs)
+        if call is not None and call.foreign:
+            return None
         fresh = call is not None and call.fresh
         columns = call.columns if call is not None else None
         if not fresh and cache is not None:
@@ -193,8 +235,10 @@ class InLLMHooks:
         if columns is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        if call is not None and call.choosing and index in self.steps:
-            self._drop(call, columns, index, hidden, kwargs)
+        if call is not None and call.choosing:
+            call.ran.add(index)
+            if index in self.steps:
+                self._drop(call, columns, index, hidden, kwargs)
         drop = columns.at(index)
         if drop is None:
             return None
@@ -219,9 +263,12 @@ class InLLMHooks:
         if cache is not None:
             check_cache(cache, self.first)
             remember(cache, columns)
+        width = call.valid.shape[1]
         if earlier is not None:
-            kwargs = columns.arguments(kwargs, earlier, 0, hidden.shape[1], self._flash)
-        inputs = LayerInputs(self.decoder, index, hidden.detach(), kwargs, call.taps, call.valid, earlier)
+            kwargs = columns.arguments(kwargs, earlier, 0, width, self._flash)
+        else:
+            kwargs = prompt_part(kwargs, width)
+        inputs = LayerInputs(self.decoder, index, hidden[:, :width].detach(), kwargs, call.taps, call.valid, earlier)
         call.drop(method, budgets, index, inputs)
 
     @property

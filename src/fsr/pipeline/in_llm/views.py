@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsr.errors import UnsupportedModelError
 from fsr.methods.in_llm import View
-from fsr.pipeline.in_llm.columns import DropColumns
+from fsr.pipeline.in_llm.columns import DropColumns, prompt_part
 from fsr.signals.attention import projections
 from fsr.signals.language import attention_row, heads_of, joined_keys, rotated
 
@@ -21,8 +21,8 @@ class LayerInputs:
     """Hidden states [B, S, D] in front of decoder layer `index`, and what the taps saw of the layer before it.
 
     arguments: the keyword arguments of layer `index`, for the columns that are still there.
-    taps: by (layer, "q" | "k" | "arguments" | "embeddings"), see `InLLMHooks`. valid: bool [B, S]. earlier: the drop
-        before, or None.
+    taps: by (layer, "q" | "k" | "arguments" | "embeddings"), see `InLLMHooks`; whatever they saw behind the prompt (the
+        candidates of assisted decoding) is cut off. valid: bool [B, S]. earlier: the drop before, or None.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class LayerInputs:
         embeddings = self.taps.get((0, "embeddings"))
         if embeddings is not None:
             embeddings = embeddings[row].to(device)
-            if self.earlier is not None:
+            if self.earlier is None:
+                embeddings = embeddings[: self.hidden.shape[1]]
+            else:
                 embeddings = embeddings[self.earlier.source[row].clamp_min(0).to(device)]
         return View(
             image=image.to(device),
@@ -62,12 +64,24 @@ class LayerInputs:
     def _normed(self, row: int) -> Tensor:
         return self._module(self.decoder, "norm")(self.hidden[row : row + 1])[0].to(self.hidden.device)
 
+    def _tapped(self, name: str) -> Any:
+        if (self.index - 1, name) not in self.taps:
+            raise UnsupportedModelError(
+                f"decoder layer {self.index - 1} did not run the hooks on its attention (compiled or replaced): prune "
+                "before the language model."
+            )
+        return self.taps[self.index - 1, name]
+
+    @cached_property
+    def _layer_before(self) -> dict[str, Any]:
+        return prompt_part(self._tapped("arguments"), self.hidden.shape[1])
+
     @cached_property
     def _before(self) -> tuple[Tensor, Tensor]:
         """q and k of the layer before, turned: [B, H, S, d] and [B, H_k, S, d]."""
-        attention = self.layers[self.index - 1].self_attn
-        turns = self.taps[self.index - 1, "arguments"].get("position_embeddings")
-        q, k = (heads_of(attention, self.taps[self.index - 1, part]) for part in ("q", "k"))
+        attention, width = self.layers[self.index - 1].self_attn, self.hidden.shape[1]
+        turns = self._layer_before.get("position_embeddings")
+        q, k = (heads_of(attention, self._tapped(part)[:, :width]) for part in ("q", "k"))
         device = self.hidden.device
         return rotated(attention, q, turns).to(device), rotated(attention, k, turns).to(device)
 
@@ -78,7 +92,7 @@ class LayerInputs:
     def _behind(self, row: int, columns: Tensor) -> Tensor:
         attention = self.layers[self.index - 1].self_attn
         q, k = self._before
-        mask = self.taps[self.index - 1, "arguments"].get("attention_mask")
+        mask = self._layer_before.get("attention_mask")
         return attention_row(q[row][:, columns], k[row], float(attention.scaling), columns, _mask_of(mask, row))
 
     @cached_property

@@ -26,7 +26,9 @@ from fsr.serving.batch.worker import Worker
 __all__ = ["Summary", "batch"]
 
 RETRIES = 3  # of a batch whose worker died
-IN_FLIGHT = 2  # batches that a worker holds, one being answered: it never waits, and little is lost with it
+IN_FLIGHT = (
+    2  # batches that a worker holds, one of them being answered: it is never idle, and little is lost if it dies
+)
 OBJECT_STORE = 512 * 2**20  # bytes of shared memory on this machine; only questions and counts go through it
 
 
@@ -122,13 +124,13 @@ def _ray(address: str | None, workers: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     local: dict[str, Any] = {}
     if address is not None:
-        _knock(address)
+        _check_reachable(address)
     else:
         # Ray listens on all interfaces and runs what it is sent: only with the word of this very run, then. Given this
         # way it is not written to the home folder, as Ray's own would be.
         if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        # CPUs are tickets here, not cores. With one per worker and none left, Ray Data waits for ever.
+        # CPUs are tickets here, not cores. With one per worker and none left, Ray Data never starts.
         local = {"num_cpus": workers + 2, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     import ray
 
@@ -145,7 +147,7 @@ def _ray(address: str | None, workers: int) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Ray tries for many minutes to reach a head node that is not there, and says nothing."""
     host, _, port = address.rpartition(":")
     if address == "auto":
@@ -161,7 +163,7 @@ def _knock(address: str) -> None:
 
 
 def _gpus(ray: Any, device: str, workers: int) -> int:
-    """GPUs per worker, 0 or 1. Ray would wait for ever for what a cluster does not have."""
+    """GPUs per worker, 0 or 1. Ray never starts a worker that asks for a GPU the cluster does not have."""
     there = ray.cluster_resources()
     gpus = 0 if device == "cpu" or (device == "auto" and not there.get("GPU")) else 1
     for kind, each in (("GPU", gpus), ("CPU", 1)):

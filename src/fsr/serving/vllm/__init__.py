@@ -11,21 +11,25 @@ line:
 
 | file | idea |
 |---|---|
-| `settings` | what the engine and a single request ask for |
+| `settings`, `arguments` | what the engine and a single request ask for, and in which words |
+| `gateway` | a door in front of the server that takes only these words from clients |
 | `processing` | the front end: K placeholders announced, the question found, both in the cache key |
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
-| `taps` | queries and keys of vLLM's vision attention |
-| `llava`, `llava_next`, `qwen2_5_vl` | one model class each |
+| `memory` | a picture that is encoded again keeps its choice |
+| `mrope` | kept tokens keep their three-dimensional positions |
+| `taps`, `metrics` | queries and keys of vLLM's vision attention; what was kept, and how long it took |
+| `llava`, `llava_next`, `llava_onevision`, `internvl`, `gemma3`, `qwen2_vl`, `qwen3_vl` | the model classes |
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
+from fsr.methods.picture_budgets import ByAge
 
 __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 
@@ -33,10 +37,25 @@ __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": "fsr.serving.vllm.llava:FSRLlavaForConditionalGeneration",
     "LlavaNextForConditionalGeneration": "fsr.serving.vllm.llava_next:FSRLlavaNextForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_5_vl:FSRQwen2_5_VLForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration": (
+        "fsr.serving.vllm.llava_onevision:FSRLlavaOnevisionForConditionalGeneration"
+    ),
+    "InternVLForConditionalGeneration": "fsr.serving.vllm.internvl:FSRInternVLForConditionalGeneration",
+    "Gemma3ForConditionalGeneration": "fsr.serving.vllm.gemma3:FSRGemma3ForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration": "fsr.serving.vllm.qwen2_vl:FSRQwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_vl:FSRQwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLMoeForConditionalGeneration",
 }
 # The hooks into vLLM's processors and models are semi-private and change between its minor releases.
-SUPPORTED = (0, 32)
+SUPPORTED = ((0, 32), (0, 33))
+# Asked for, and refused by name: what stands in the way.
+_HALF = "vLLM's CPU build runs it in bfloat16 only, so it could not be held against Transformers yet"
+REFUSED = {
+    "Qwen3_5ForConditionalGeneration": _HALF,
+    "Qwen3_5MoeForConditionalGeneration": _HALF,
+    "Gemma4ForConditionalGeneration": "its pictures have a budget of soft tokens of their own (max_soft_tokens)",
+}
 
 
 def register() -> None:
@@ -44,16 +63,23 @@ def register() -> None:
     import vllm
 
     found = tuple(int(part) for part in vllm.__version__.split(".")[:2] if part.isdigit())
-    if found != SUPPORTED:
+    if found not in SUPPORTED:
         # An error here would stop engines that never asked for pruning.
         logging.getLogger("vllm.fsr").warning(
-            "fsr supports vLLM %s.%s.x and this is %s: its architectures are not registered.",
-            *SUPPORTED,
+            "fsr knows vLLM %s and this is %s: its architectures are not registered, no picture will be pruned. "
+            "Install one of these releases (pip install 'vllm>=%s,<%s'), or an fsr-vlm that knows this one.",
+            " and ".join(_dotted(s) for s in SUPPORTED),
             vllm.__version__,
+            _dotted(SUPPORTED[0]),
+            _dotted((SUPPORTED[-1][0], SUPPORTED[-1][1] + 1)),
         )
         return
     for place in ARCHITECTURES.values():
         vllm.ModelRegistry.register_model(place.partition(":")[2], place)
+
+
+def _dotted(release: tuple[int, int]) -> str:
+    return ".".join(map(str, release))
 
 
 def overrides(method: Method, architecture: str, relevance: str = "auto") -> dict[str, Any]:
@@ -75,10 +101,16 @@ def overrides(method: Method, architecture: str, relevance: str = "auto") -> dic
         )
     place = ARCHITECTURES.get(architecture)
     if place is None:
+        why = f" ({REFUSED[architecture]}; fsr.prune() takes it)" if architecture in REFUSED else ""
         raise UnsupportedModelError(
-            f"no pruned class for {architecture} in vLLM: there is one for {', '.join(ARCHITECTURES)}."
+            f"no pruned class for {architecture} in vLLM{why}: there is one for {', '.join(ARCHITECTURES)}."
         )
     chosen = {f.name: getattr(method, f.name) for f in fields(method)}
     changed = {f.name: chosen[f.name] for f in fields(method) if f.name != "keep" and chosen[f.name] != f.default}
-    settings = {"method": method.name, "keep": method.keep, "relevance": relevance, "options": changed}
+    keep = asdict(method.keep) if isinstance(method.keep, ByAge) else method.keep
+    if not isinstance(keep, int | float | dict):
+        raise UsageError(
+            "vLLM lays out placeholders before any picture is seen: give keep as a number, or by_age(...)."
+        )
+    settings = {"method": method.name, "keep": keep, "relevance": relevance, "options": changed}
     return {"architectures": [place.partition(":")[2]], "fsr": settings}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -19,8 +20,8 @@ from fsr.adapters.base import Adapter
 from fsr.adapters.llava import LlavaAdapter
 from fsr.errors import UnsupportedModelError
 from fsr.serving.vllm.processing import PrunedProcessing
-from fsr.serving.vllm.taps import Watched, watch
-from fsr.serving.vllm.vision import PrunedVision, requests_of, view
+from fsr.serving.vllm.taps import Watched
+from fsr.serving.vllm.vision import PrunedVision, Seen, layer_numbers, requests_of, view
 
 __all__ = ["FLAT_TOWER", "FSRLlavaForConditionalGeneration", "LlavaVision"]
 
@@ -62,9 +63,7 @@ class LlavaVision(PrunedVision):
     def signal_layers(self) -> dict[str, int]:
         """As `LlavaAdapter` counts them, less the layers that vLLM leaves out."""
         depth = self.config.vision_config.num_hidden_layers
-        middle = depth + self.feature_layer
-        numbers = {"saliency": middle, "keys": middle, "shallow_saliency": max(0, depth // 4 - 1), "first_saliency": 0}
-        numbers |= {"last_saliency": depth - 1, "last_keys": depth - 1}
+        numbers = layer_numbers(depth, depth + self.feature_layer)
         return {name: number for name, number in numbers.items() if number < len(self._layers)}
 
     def hidden_layers(self) -> frozenset[int]:
@@ -75,32 +74,59 @@ class LlavaVision(PrunedVision):
         """The tower as `LlavaAdapter` looks at it."""
         return view(self.config, self.vision_tower.vision_model)
 
+    def attention(self, number: int) -> nn.Module:
+        """Layers beyond the one that is read do not exist."""
+        module: nn.Module = self._layers[number].self_attn.attn
+        return module
+
+    def watched_modules(self) -> dict[str, nn.Module]:
+        """The encoder, whose output the projector reads."""
+        return {"encoder": self.vision_tower.vision_model.encoder}
+
+    def tower_tokens(self, given: Mapping[str, Any]) -> list[int]:
+        """Patches of all tiles of each picture."""
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        return [side**2 * (p.shape[0] if p.dim() == 4 else 1) for p in given["pixel_values"]]
+
+    def part(self, given: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+        """Everything is one entry per picture."""
+        return {name: value[start:stop] for name, value in given.items()}
+
+    def features_of(self, given: Mapping[str, Any]) -> Sequence[Tensor]:
+        """[N, D] per picture."""
+        made = super().embed_multimodal(**given)  # type: ignore[misc]
+        return list(made)
+
+    def seen_as(self, features: Sequence[Tensor], seen: Watched, given: Mapping[str, Any]) -> Seen:
+        """Hidden states by number; adapters only ask where pixels are, and how large."""
+        state: Tensor = seen.made["encoder"]
+        states = {self.feature_layer: state, self.config.vision_feature_layer: state}
+        output = SimpleNamespace(
+            pooler_output=list(features),
+            hidden_states=states,
+            last_hidden_state=state if self.feature_layer == -1 else None,
+        )
+        # Pictures with different numbers of tiles come as a list.
+        pixels = given["pixel_values"]
+        return Seen(output, {**given, "pixel_values": pixels if isinstance(pixels, Tensor) else pixels[0]})
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features [K, D] per picture. Embeddings that were pruned outside pass, each with a length of its own."""
         requests = requests_of(kwargs)
         if (given := kwargs.get("image_embeds")) is not None:
             return tuple(given)
-        if not any(r.keep for r in requests):
+        pictures = {n: kwargs[n] for n in ("pixel_values", "image_sizes") if kwargs.get(n) is not None}
+        if not pictures:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        numbers = set(self._fsr_layers().values())
-        modules = {"encoder": self.vision_tower.vision_model.encoder}
-        with watch({n: self._layers[n].self_attn for n in numbers}, **modules) as seen:
-            features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        output = SimpleNamespace(pooler_output=features, **self._tower_states(seen))
-        saliency, extra = self.signals_of(seen)
-        # Pictures with different numbers of tiles come as a list; adapters only ask where pixels are, and how large.
-        pixels = kwargs["pixel_values"]
-        inputs = {**kwargs, "pixel_values": pixels if isinstance(pixels, Tensor) else pixels[0]}
-        return tuple(c.features for c in self.choose(output, saliency, extra, inputs, requests))
+        return tuple(c.features for c in self.prune_pictures(self.unpadded(pictures), requests))
+
+    def unpadded(self, pictures: dict[str, Any]) -> dict[str, Any]:
+        """Without tiles that are there only because another picture has more."""
+        return pictures
 
     @property
     def _layers(self) -> Any:
         return self.vision_tower.vision_model.encoder.layers
-
-    def _tower_states(self, seen: Watched) -> dict[str, Any]:
-        state: Tensor = seen.made["encoder"]
-        states = {self.feature_layer: state, self.config.vision_feature_layer: state}
-        return {"hidden_states": states, "last_hidden_state": state if self.feature_layer == -1 else None}
 
 
 class Processor(PrunedProcessing, LlavaMultiModalProcessor):

@@ -21,17 +21,17 @@ from fsr.serving.vllm.llava import FLAT_TOWER, LlavaVision
 from fsr.serving.vllm.processing import PrunedProcessing
 from fsr.serving.vllm.vision import view
 
-__all__ = ["FSRLlavaNextForConditionalGeneration"]
+__all__ = ["FSRLlavaNextForConditionalGeneration", "Newlines", "TiledVision"]
 
 
-class Processor(PrunedProcessing, LlavaNextMultiModalProcessor):
-    """The stock processor with fewer placeholders."""
+class Newlines:
+    """Mixin: how many tokens of a picture are newlines."""
 
-    adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter
+    info: Any
 
     def structural(self, mm_items: Any, index: int) -> int:
         """Newlines: one per row of the unpadded canvas."""
-        info: Any = self.info
+        info = self.info
         encoder = info.get_vision_encoder_info()
         size = mm_items.get_items("image", ImageProcessorItems).get_image_size(index)
         rows, cols = get_anyres_image_grid_shape(
@@ -47,8 +47,24 @@ class Processor(PrunedProcessing, LlavaNextMultiModalProcessor):
         return int(newlines)
 
 
+class TiledVision(LlavaVision):
+    """Pictures of several tiles: processed together, they come padded to the same number."""
+
+    def unpadded(self, pictures: dict[str, Any]) -> dict[str, Any]:
+        """Each with its own tiles."""
+        adapter: Any = self.adapter_class(self.fsr_view())
+        counts = adapter.tile_counts(pictures)
+        return {**pictures, "pixel_values": [p[:n] for p, n in zip(pictures["pixel_values"], counts)]}
+
+
+class Processor(Newlines, PrunedProcessing, LlavaNextMultiModalProcessor):
+    """The stock processor with fewer placeholders."""
+
+    adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter
+
+
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder)
-class FSRLlavaNextForConditionalGeneration(LlavaVision, LlavaNextForConditionalGeneration):
+class FSRLlavaNextForConditionalGeneration(TiledVision, LlavaNextForConditionalGeneration):
     """vLLM's LLaVA-NeXT with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter

@@ -1,8 +1,8 @@
 """The front end: announce K placeholders instead of N, find the question, and put both into the cache key.
 
-A mixin in front of a family's own processor. vLLM hashes `mm_processor_kwargs` together with the picture, and that
-hash keys its processor cache, its encoder cache and its prefix cache. So the budget, the method and (where the method
-reads it) the question are made part of these arguments: the same picture under another question is another entry.
+A mixin in front of a family's own processor. vLLM's hash of a picture keys its processor cache, its encoder cache and
+its prefix cache. Budget, method and (where the method reads it) the question of each picture are made part of it: the
+same picture under another question is another entry, and a picture that stays whole is the entry that it always was.
 Everything that can be wrong with a request is said here, as a ValueError, which the server answers with status 400:
 an error inside the engine would end it for everybody.
 """
@@ -14,20 +14,21 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptUpdate
 
 from fsr.adapters.base import Adapter
-from fsr.errors import QuestionError
-from fsr.serving.vllm.settings import KEEP, QUESTION, EngineSettings, Request, others
+from fsr.errors import QuestionError, UsageError
+from fsr.serving.vllm.arguments import QUESTION, others, refuse_near_misses
+from fsr.serving.vllm.settings import EngineSettings, Request
 from fsr.signals.question import extract_questions
 
 __all__ = ["REQUEST", "PrunedProcessing"]
 
-# The tensor that carries a `Request` from here to the model, and the argument that is only there to be hashed.
-REQUEST = "fsr_request"
-_METHOD = "fsr_method"
+# The tensor that carries a `Request` from here to the model, and the argument that carries all of them until then.
+REQUEST, REQUESTS = "fsr_request", "fsr_requests"
 
 
 class PrunedProcessing:
@@ -40,6 +41,11 @@ class PrunedProcessing:
         super().__init__(info, dummy_inputs)  # type: ignore[call-arg]
         self.settings = EngineSettings.of(info.ctx.model_config.hf_config, self.adapter_class.paired_text_tower)
 
+        if given := info.ctx.get_mm_config().mm_processor_kwargs:
+            refuse_near_misses(given)
+            if set(given) != set(others(given)):
+                raise UsageError('the engine\'s own budget stands in hf_overrides ("fsr"), not in mm_processor_kwargs.')
+
     def structural(self, mm_items: Any, index: int) -> int:
         """How many tokens of a picture are no patches; families with newlines override this."""
         return 0
@@ -47,28 +53,63 @@ class PrunedProcessing:
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """The prompt that the engine measures its memory with has no question."""
         made = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        return replace(made, hf_processor_mm_kwargs={**made.hf_processor_mm_kwargs, QUESTION: "what is this?"})
+        return replace(made, hf_processor_mm_kwargs={**made.hf_processor_mm_kwargs, QUESTION: _Trial("what is this?")})
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Settle budget and question before anything is hashed.
+        """Settle budget and question of every picture before anything is hashed.
 
         Raises:
             BudgetError, UsageError, QuestionError: see `EngineSettings`; no question in the prompt.
         """
-        given = inputs.hf_processor_mm_kwargs
-        keep, question = self.settings.keep_of(given), self.settings.question_of(given)
-        settled = others(given)
-        if inputs.mm_data_items.get_count("image", strict=False) and keep != 0:
-            settled |= {KEEP: keep, _METHOD: repr(self.settings)}
-            if self.settings.reads_question:
-                settled[QUESTION] = question or self._question_in(inputs.prompt)
-        return super().apply(replace(inputs, hf_processor_mm_kwargs=settled), timing_ctx)  # type: ignore[misc]
+        given, pictures = inputs.hf_processor_mm_kwargs, inputs.mm_data_items.get_count("image", strict=False)
+        keeps, questions = self.settings.keeps_of(given, pictures), self.settings.questions_of(given, pictures)
+        asked = self.settings.asked(given, pictures)
+        settled = replace(inputs, hf_processor_mm_kwargs=others(given))
+        if pictures and not _is_embedded(inputs.mm_data_items):
+            names = super()._get_mm_hashes(settled)["image"]  # type: ignore[misc]
+            if isinstance(given.get(QUESTION), _Trial):
+                names = [""] * pictures
+            reads = [here and keep != 0 for here, keep in zip(asked, keeps)]
+            missing = any(here and question is None for here, question in zip(reads, questions))
+            own = self._question_in(inputs.prompt) if missing else None
+            requests = [
+                Request(keep, (question or own) if here else None, name)
+                for keep, question, here, name in zip(keeps, questions, reads, names)
+            ]
+            settled = replace(inputs, hf_processor_mm_kwargs={**others(given), REQUESTS: requests})
+        return super().apply(settled, timing_ctx)  # type: ignore[misc]
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        requests = inputs.hf_processor_mm_kwargs.get(REQUESTS)
+        plain = replace(inputs, hf_processor_mm_kwargs=others(inputs.hf_processor_mm_kwargs))
+        if requests is None:
+            return super()._get_mm_hashes(plain)  # type: ignore[misc]
+        rest = {name: items for name, items in inputs.mm_data_items.items() if name != "image"}
+        hashes = super()._get_mm_hashes(replace(plain, mm_data_items=rest)) if rest else {}  # type: ignore[misc]
+        return {**hashes, "image": [self._identity(r) for r in requests]}
+
+    def _identity(self, request: Request) -> str:
+        """Of a picture's tokens: of the picture alone where it stays whole."""
+        if request.keep == 0:
+            return request.picture
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        told = {"picture": request.picture, "keep": request.keep, "question": request.question or ""}
+        return MultiModalHasher.hash_kwargs(
+            algorithm, method=f"{self.settings.method} {self.settings.relevance}", **told
+        )
+
+    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Mapping[str, list[bool]]) -> Any:
+        requests = inputs.hf_processor_mm_kwargs.get(REQUESTS)
+        plain = replace(inputs, hf_processor_mm_kwargs=others(inputs.hf_processor_mm_kwargs))
+        made = super()._get_cache_missing_processor_kwargs(plain, mm_is_cached)  # type: ignore[misc]
+        if requests is None:
+            return made
+        return {**made, REQUESTS: [r for r, hit in zip(requests, mm_is_cached["image"]) if not hit]}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         made = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=others(hf_kwargs))  # type: ignore[misc]
-        if (count := mm_items.get_count("image", strict=False)) and not _is_embedded(mm_items):
-            request = Request(hf_kwargs.get(KEEP, 0), hf_kwargs.get(QUESTION))
-            made[REQUEST] = [request.to_tensor()] * count
+        if requests := hf_kwargs.get(REQUESTS):
+            made[REQUEST] = [r.to_tensor() for r in requests]
         return made
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Any:
@@ -81,18 +122,26 @@ class PrunedProcessing:
         updates = super()._get_prompt_updates(  # type: ignore[misc]
             mm_items=mm_items, hf_processor_mm_kwargs=others(hf_processor_mm_kwargs), out_mm_kwargs=out_mm_kwargs
         )
-        keep = hf_processor_mm_kwargs.get(KEEP, 0)
-        if _is_embedded(mm_items):  # pruned before they came here: as many placeholders as there are vectors
-            return updates
+        if not (requests := hf_processor_mm_kwargs.get(REQUESTS)):
+            return updates  # no pictures, or pruned before they came here: as many placeholders as there are vectors
 
-        def shorter(stock: Callable[[int], list[int]]) -> Callable[[int], list[int]]:
-            def placeholders(index: int) -> list[int]:
+        def shorter(stock: Callable[[int], Any]) -> Callable[[int], Any]:
+            def placeholders(index: int) -> Any:
                 every = stock(index)
-                return every[: self.settings.count(keep, len(every), self.structural(mm_items, index))]
+                tokens, marks = (every, None) if isinstance(every, list) else (list(every.full), every.is_embed)
+                embedded = [True] * len(tokens) if marks is None else marks(tokens).tolist()
+                total = sum(embedded)
+                left = self._count(requests[index].keep, total, mm_items, index)
+                dropped = {i for i, here in enumerate(embedded) if here} - set(_first(embedded, left))
+                fewer = [token for i, token in enumerate(tokens) if i not in dropped]
+                return fewer if isinstance(every, list) else replace(every, full=fewer)
 
             return placeholders
 
         return [replace(u, replacement=shorter(u.replacement)) if u.modality == "image" else u for u in updates]
+
+    def _count(self, keep: int | float, total: int, mm_items: Any, index: int) -> int:
+        return total if keep == 0 else self.settings.count(keep, total, self.structural(mm_items, index))
 
     def _question_in(self, prompt: Sequence[int]) -> str:
         config = self.info.get_hf_config()
@@ -107,3 +156,14 @@ class PrunedProcessing:
 
 def _is_embedded(mm_items: Any) -> bool:
     return isinstance(mm_items.get("image"), (EmbeddingItems, DictEmbeddingItems))
+
+
+def _first(marks: Sequence[bool], count: int) -> list[int]:
+    """Places of the first `count` true marks."""
+    return [i for i, here in enumerate(marks) if here][:count]
+
+
+class _Trial(str):
+    """A question that no client can send: its pictures are the engine's own, made to measure memory."""
+
+    __slots__ = ()

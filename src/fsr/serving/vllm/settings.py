@@ -2,7 +2,7 @@
 
 The engine: `hf_overrides={"fsr": {"method": "fsr", "keep": 64, "relevance": "auto", "options": {"alpha": 2}}}`.
 A request: `mm_processor_kwargs={"fsr_keep": 32, "fsr_question": "..."}`; `fsr_keep` 0 leaves its pictures whole. (The
-server takes these only with `--trust-request-mm-kwargs`.)
+server takes these only with `--trust-request-mm-kwargs`.) The words of `arguments` do in both places.
 
 Placeholders are laid out in the front end, before any picture is encoded, so K is a pure function of sizes here, known
 on both sides: `EngineSettings.count`.
@@ -19,48 +19,64 @@ import torch
 from torch import Tensor
 
 from fsr.errors import BudgetError, QuestionError, UsageError
-from fsr.methods.base import Method, check_keep, get
+from fsr.methods.base import Method, get
+from fsr.methods.picture_budgets import ByAge, by_age
+from fsr.pipeline.select import check_question_for
+from fsr.serving.vllm.arguments import (
+    KEEP,
+    METHOD,
+    QUESTION,
+    QUESTION_FOR,
+    RATE,
+    budget_of,
+    named_method,
+    refuse_near_misses,
+)
 
-__all__ = ["KEEP", "QUESTION", "EngineSettings", "Request", "others"]
+__all__ = ["EngineSettings", "Request"]
 
-KEEP, QUESTION = "fsr_keep", "fsr_question"
 # The engine checks the length of prompts, but not of this.
 LONGEST = 4096
-_KNOWN = frozenset({"method", "keep", "relevance", "options"})
+_KNOWN = ("method", "keep", "relevance", "options", "question_for", RATE, METHOD)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one request asks for, for all of its pictures.
+    """What a request asks for one of its pictures.
 
     keep: budget per picture (see `Method.keep`), 0 for unpruned. question: None where nothing reads it.
+    picture: a digest of the picture and of what the processor made of it; "" for the engine's trial runs.
     """
 
     keep: int | float
     question: str | None = None
+    picture: str = ""
 
     def to_tensor(self) -> Tensor:
         """uint8 [n]: how it travels from the front end to the model, beside the pixels."""
-        return torch.frombuffer(bytearray(json.dumps([self.keep, self.question]).encode()), dtype=torch.uint8)
+        return torch.frombuffer(
+            bytearray(json.dumps([self.keep, self.question, self.picture]).encode()), dtype=torch.uint8
+        )
 
     @staticmethod
     def from_tensor(data: Tensor) -> Request:
         """The inverse of `to_tensor`."""
-        keep, question = json.loads(bytes(data.cpu().tolist()))
-        return Request(keep, question)
+        return Request(*json.loads(bytes(data.cpu().tolist())))
 
 
 @dataclass(frozen=True)
 class EngineSettings:
     """The method and where relevance comes from, for the whole engine.
 
-    method: what chooses; requests bring their own budget. keep: the budget of requests that ask for none, 0 for off.
-    relevance: "auto", "none", "embedding", or a folder with a `text_tower/`.
+    method: what chooses; requests bring their own budget. keep: the budget of requests that ask for none, 0 for off,
+    or by the pictures' age. relevance: "auto", "none", "embedding", or a folder with a `text_tower/`. question_for:
+    "all" pictures are chosen with the question, or the "newest" of a prompt only.
     """
 
     method: Method
-    keep: int | float
+    keep: int | float | ByAge
     relevance: str = "auto"
+    question_for: str = "all"
 
     @staticmethod
     def of(config: Any, paired_text_tower: bool) -> EngineSettings:
@@ -79,16 +95,21 @@ class EngineSettings:
                 "the engine does not know how many tokens to keep: give "
                 """--hf-overrides '{"architectures": [...], "fsr": {"keep": 64}}'."""
             )
-        if unknown := sorted(set(given) - _KNOWN):
+        if unknown := sorted(set(given) - set(_KNOWN)):
             raise UsageError(
-                f"fsr: unknown settings {', '.join(unknown)}: use {', '.join(sorted(_KNOWN))} "
+                f"fsr: unknown settings {', '.join(unknown)}: use {', '.join(_KNOWN)} "
                 "(options of the method go into 'options')."
             )
-        keep, options = given.get("keep", 64), dict(given.get("options") or {})
-        # With a default of 0 (off) the method still serves requests that set a budget.
-        method = get(str(given.get("method", "fsr")), keep=keep if keep != 0 else 1.0, **options)
+        keep: Any
+        if isinstance(aged := given.get("keep"), Mapping):
+            keep = _by_age(aged)
+        elif isinstance(keep := budget_of(given, "keep", 64), list):
+            raise UsageError("fsr: a list of budgets belongs to one request; for all of them give keep by age.")
+        options, name = dict(given.get("options") or {}), named_method(given, "method", "fsr")
+        # Requests bring their budgets; with a default of 0 (off), too.
+        method = get(name, keep=1.0, **options)
         if not isinstance(method, Method):
-            raise UsageError(f"{given['method']} prunes inside the language model: vLLM can only prune before it.")
+            raise UsageError(f"{name} prunes inside the language model: vLLM can only prune before it.")
         if method.per != "image":
             raise UsageError(f"per={method.per!r} depends on the picture's tiles: inside vLLM give keep per picture.")
         relevance = str(given.get("relevance", "auto"))
@@ -100,44 +121,53 @@ class EngineSettings:
                     f"{method.name} cannot do without relevance: give relevance='embedding', or another method."
                 )
             method = replace(method, relevance="none")  # type: ignore[call-arg]
-        return EngineSettings(method, keep, relevance)
+        question_for = _question_for(given.get("question_for", "all"), method)
+        return EngineSettings(method, keep, relevance, question_for)
 
     @property
     def reads_question(self) -> bool:
         """Whether tokens are chosen by the question: then two questions about one picture share no cache entry."""
         return "relevance" in self.method.signals()
 
-    def keep_of(self, arguments: Mapping[str, object]) -> int | float:
-        """The budget that a request's `mm_processor_kwargs` ask for.
+    def keeps_of(self, arguments: Mapping[str, object], pictures: int) -> list[int | float]:
+        """The budget of each picture that a request's `mm_processor_kwargs` ask for.
 
         Raises:
-            BudgetError: out of range. UsageError: an argument that begins with fsr_ and means nothing.
+            BudgetError: out of range, two that contradict each other, or a list that does not fit the pictures.
+            UsageError: an argument that is nearly one of ours, or another method than the engine's.
         """
-        if unknown := sorted(a for a in arguments if a.startswith("fsr") and a not in (KEEP, QUESTION)):
-            raise UsageError(f"mm_processor_kwargs: unknown {', '.join(unknown)}: use {KEEP} and {QUESTION}.")
-        keep: Any = arguments.get(KEEP, self.keep)
-        if keep == 0 and not isinstance(keep, bool):
-            return 0
-        try:
-            check_keep(keep)
-        except BudgetError as error:
-            raise BudgetError(f"{KEEP}: {error} 0 leaves the pictures whole.") from error
-        return keep
+        refuse_near_misses(arguments)
+        if (name := named_method(arguments, METHOD, self.method.name)) != self.method.name:
+            raise UsageError(f"{METHOD}={name}: this engine was started with {self.method.name}; leave it out.")
+        keep = budget_of(arguments, KEEP, self.keep)
+        if isinstance(keep, ByAge):
+            return [keep(i, pictures, 0, None) for i in range(pictures)]
+        return _per_picture(keep, pictures, KEEP)
 
-    def question_of(self, arguments: Mapping[str, object]) -> str | None:
-        """The question that a request gives explicitly, or None.
+    def questions_of(self, arguments: Mapping[str, object], pictures: int) -> list[str | None]:
+        """The question that each picture is chosen by, as far as a request gives it; None for the prompt's own.
 
         Raises:
-            QuestionError: no text, an empty one, or one beyond `LONGEST` characters.
+            QuestionError: no text, an empty one, one beyond `LONGEST` characters, or a list that does not fit.
         """
-        question = arguments.get(QUESTION)
-        if question is None:
-            return None
-        if not (isinstance(question, str) and question.strip()):
-            raise QuestionError(f"{QUESTION} is empty: leave it out to take the prompt's own question.")
-        if len(question) > LONGEST:
-            raise QuestionError(f"{QUESTION} has {len(question)} characters: give at most {LONGEST}.")
-        return question
+        given = _per_picture(arguments.get(QUESTION), pictures, QUESTION)
+        for question in given:
+            if question is None:
+                continue
+            if not (isinstance(question, str) and question.strip()):
+                raise QuestionError(f"{QUESTION} is empty: leave it out to take the prompt's own question.")
+            if len(question) > LONGEST:
+                raise QuestionError(f"{QUESTION} has {len(question)} characters: give at most {LONGEST}.")
+        return given
+
+    def asked(self, arguments: Mapping[str, object], pictures: int) -> list[bool]:
+        """Whether each picture is chosen by a question.
+
+        Raises:
+            UsageError, RelevanceError: see `fsr.pipeline.select.check_question_for`.
+        """
+        which = _question_for(arguments.get(QUESTION_FOR, self.question_for), self.method)
+        return [self.reads_question and (which == "all" or i == pictures - 1) for i in range(pictures)]
 
     def count(self, keep: int | float, total: int, structural: int = 0) -> int:
         """K of a picture with `total` tokens, `structural` of which are no patches (newlines) and fall first."""
@@ -147,6 +177,26 @@ class EngineSettings:
         return total if k >= total else min(k, total - structural)
 
 
-def others(arguments: Mapping[str, object]) -> dict[str, object]:
-    """`mm_processor_kwargs` without ours: what the model's own processor may see."""
-    return {name: value for name, value in arguments.items() if not name.startswith("fsr")}
+def _per_picture(value: Any, pictures: int, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return [value] * pictures
+    if len(value) != pictures:
+        raise BudgetError(
+            f"{name} has {len(value)} values and the request {pictures} pictures: give one for all, or one per picture "
+            "in prompt order."
+        )
+    return list(value)
+
+
+def _by_age(given: Mapping[str, Any]) -> ByAge:
+    try:
+        return by_age(**given)
+    except TypeError:
+        raise UsageError(
+            f"fsr: keep={dict(given)} is no budget by age: give newest, older, oldest and recent."
+        ) from None
+
+
+def _question_for(value: Any, method: Method) -> str:
+    check_question_for(value, method)
+    return str(value)

@@ -1,8 +1,8 @@
-"""Queries and keys of vLLM's vision attention, by hooks on its fused projection; the tower runs as fast as ever.
+"""Queries and keys of vLLM's vision attention; the tower runs as fast as ever.
 
-vLLM's towers differ from Transformers' in three ways that matter here: q, k and v come out of one projection, layers
-beyond the one that the language model reads are not built, and with tensor parallelism each rank holds some of the
-heads.
+The attention of all of vLLM's towers ends in one module, `MMEncoderAttention`, which gets queries and keys as the
+softmax sees them: with rotary positions and norms, and with tensor parallelism the heads of this rank. A hook on its
+inputs serves every family.
 """
 
 from __future__ import annotations
@@ -11,29 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 
 from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import LayerStates
 
-__all__ = ["mean_over_ranks", "watch"]
+__all__ = ["Watched", "mean_over_ranks", "watch"]
 
 
 @contextmanager
 def watch(attention: Mapping[int, nn.Module], **modules: nn.Module) -> Iterator[Watched]:
     """Record, while the body encodes, q and k of some attention layers and what other modules get and give.
 
-    attention: layer number -> vLLM's attention module. modules: by name.
+    attention: layer number -> its `MMEncoderAttention`. modules: by name.
     """
     seen = Watched(attention)
     handles = []
     try:
         for number, module in attention.items():
-            qkv: Any = module.qkv if hasattr(module, "qkv") else module.qkv_proj
-            handles.append(qkv.register_forward_hook(seen.keep(seen.qkv, number)))
-            handles.append(module.register_forward_pre_hook(seen.keep_call(number), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(seen.keep_queries(number), with_kwargs=True))
         for name, part in modules.items():
             handles.append(part.register_forward_hook(seen.keep_both(name)))
         yield seen
@@ -47,8 +44,7 @@ class Watched:
 
     def __init__(self, attention: Mapping[int, nn.Module]) -> None:
         self.attention = attention
-        self.qkv: dict[Any, Tensor] = {}
-        self.calls: dict[int, Mapping[str, Any]] = {}
+        self.queries: dict[int, tuple[Tensor, Tensor]] = {}
         self.given: dict[str, Tensor] = {}
         self.made: dict[str, Tensor] = {}
 
@@ -60,40 +56,23 @@ class Watched:
         Raises:
             UnsupportedModelError: the tower did not run the layer in Python.
         """
-        if number not in self.qkv:
+        if number not in self.queries:
             raise UnsupportedModelError(
                 f"no queries and keys arrived from vision layer {number}: switch the compilation of the encoder off "
                 "(compile_mm_encoder, cudagraph_mm_encoder)."
             )
         module: Any = self.attention[number]
-        joined = self.qkv[number]
-        if segments is None:  # [B, T, 3 H d]
-            heads = module.num_heads_per_partition
-            q, k, _ = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in joined.chunk(3, dim=-1))
-            return LayerStates(q, k, float(module.scale))
-        # [S, 1, 3 H d], with rotary positions
-        heads = module.num_attention_heads_per_partition
-        q, k, _ = joined.transpose(0, 1).unflatten(-1, (3, heads, -1)).unbind(2)
-        call = self.calls[number]
-        turned = module.apply_rotary_emb(
-            torch.cat([q, k]).contiguous(), call["rotary_pos_emb_cos"], call["rotary_pos_emb_sin"]
-        )
-        q, k = (x.transpose(1, 2) for x in turned.chunk(2))
-        return LayerStates(q, k, q.shape[-1] ** -0.5, segments)
+        heads = (module.num_heads, module.head_size)
+        # [B, T, H d] or [B, T, H, d]
+        q, k = (x.reshape(*x.shape[:2], *heads).transpose(1, 2) for x in self.queries[number])
+        return LayerStates(q, k, float(module.scale), segments)
 
-    def keep(self, store: dict[Any, Tensor], key: Any) -> Any:
-        """A hook that keeps a linear layer's output (vLLM's give a pair with the bias)."""
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            store[key] = (output[0] if isinstance(output, tuple) else output).detach()
-
-        return hook
-
-    def keep_call(self, number: int) -> Any:
-        """A hook that keeps the keyword arguments of a call."""
+    def keep_queries(self, number: int) -> Any:
+        """A hook that keeps the first two arguments, query and key."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.calls[number] = kwargs
+            given = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)]
+            self.queries[number] = (given[0].detach(), given[1].detach())
 
         return hook
 

@@ -1,12 +1,13 @@
 """The engine: encode as always, then choose tokens by the same methods and adapters as everywhere else.
 
-A mixin in front of a vLLM model class. Its `embed_multimodal` watches the tower, hands what it saw to the family's
-adapter (which knows packing and geometry, see `fsr.adapters`), and returns K features per picture. No question, budget
-or picture is judged here: that was done in the front end (`processing`), where an error costs one request.
+A mixin in front of a vLLM model class. `prune_pictures` watches the tower, hands what it saw to the family's adapter
+(which knows packing and geometry, see `fsr.adapters`), and returns K features per picture. No question, budget or
+picture is judged here: that was done in the front end (`processing`), where an error costs one request.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -14,27 +15,37 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import StageMissingLayer
 
 from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
+from fsr.kernels import backend_name
+from fsr.pipeline.select import without_relevance
+from fsr.serving.vllm.memory import ChoiceMemory, Chosen
+from fsr.serving.vllm.metrics import Tally
 from fsr.serving.vllm.processing import REQUEST
 from fsr.serving.vllm.settings import EngineSettings, Request
-from fsr.serving.vllm.taps import Watched, mean_over_ranks
+from fsr.serving.vllm.taps import Watched, mean_over_ranks, watch
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.relevance import RelevanceScorer, paired_tower
-from fsr.tokens import Selection, VisualTokens
+from fsr.timing import wait
+from fsr.tokens import VisualTokens
 
-__all__ = ["Chosen", "PrunedVision", "requests_of"]
+__all__ = ["PrunedVision", "Seen", "layer_numbers", "passes", "requests_of", "view"]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One picture: features [K, D] and the rows long [K] (of N) that they stand for."""
+class Seen:
+    """What one pass of the tower gave, as an adapter expects it.
 
-    features: Tensor
-    rows: Tensor
-    selection: Selection | None
+    output: `pooler_output` (features as the language model would see them) and the tower's states. inputs: the names
+    that a processor gives pixels and sizes. segments: cumulative lengths, where the tower packs pictures.
+    """
+
+    output: Any
+    inputs: Mapping[str, Any]
+    segments: Tensor | None = None
 
 
 class PrunedVision:
@@ -53,6 +64,9 @@ class PrunedVision:
         self._fsr_config = vllm_config.model_config
         self._fsr_scorer: RelevanceScorer | None = None
         self._fsr_tensor_parallel = vllm_config.parallel_config.tensor_parallel_size
+        self._fsr_tower_budget = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
+        self.fsr_memory = ChoiceMemory()
+        self.fsr_tally = Tally(speaks=get_tensor_model_parallel_rank() == 0)
         layers = self.signal_layers()
         have = {"saliency", "relevance", "encoder", *layers}
         if lacking := sorted(s for s in self.fsr_settings.method.signals() if s not in have):
@@ -71,9 +85,38 @@ class PrunedVision:
         """Hidden states of the tower that a relevance scorer may read, counted from the end."""
         raise NotImplementedError
 
+    def attention(self, number: int) -> nn.Module:
+        """The attention module of one layer of the tower."""
+        raise NotImplementedError
+
+    def watched_modules(self) -> dict[str, nn.Module]:
+        """Other modules of the tower whose inputs and outputs `seen_as` reads, by name."""
+        raise NotImplementedError
+
     def fsr_view(self) -> Any:
         """What the adapter knows of this model: `config`, and `model` with the tower and what packs."""
         raise NotImplementedError
+
+    def tower_tokens(self, given: Mapping[str, Any]) -> list[int]:
+        """N of each picture: what the tower works on, however few tokens are announced."""
+        raise NotImplementedError
+
+    def part(self, given: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+        """The arguments of pictures start to stop."""
+        raise NotImplementedError
+
+    def features_of(self, given: Mapping[str, Any]) -> Sequence[Tensor]:
+        """The model's own features of each picture, [N, D]; channels beyond `feature_width` travel with their rows."""
+        raise NotImplementedError
+
+    def seen_as(self, features: Sequence[Tensor], seen: Watched, given: Mapping[str, Any]) -> Seen:
+        """One pass of the tower as the adapter expects it."""
+        raise NotImplementedError
+
+    @property
+    def feature_width(self) -> int | None:
+        """D, where channels of another kind stand behind a token's own features."""
+        return None
 
     # ---------------------------------------------------------------------------------------------------- same for all
 
@@ -83,44 +126,83 @@ class PrunedVision:
         self._fsr_scorer = self._scorer()
         return loaded
 
-    def choose(
-        self,
-        output: Any,
-        saliency: Tensor | None,
-        extra: Mapping[str, Tensor],
-        inputs: Mapping[str, Any],
-        requests: Sequence[Request],
-    ) -> list[Chosen]:
-        """Prune each picture of one pass of the tower.
+    def prune_pictures(self, given: Mapping[str, Any], requests: Sequence[Request]) -> list[Chosen]:
+        """Encode and prune, in as many passes of the tower as its budget asks for.
 
-        output: `pooler_output` (features as the language model would see them) and the tower's states, as an adapter
-        expects them. saliency, extra: signals in the tower's own order, see `TowerStates`.
+        The scheduler charges the K tokens that are announced, and the tower works on all N: pictures that it puts
+        into one step are encoded one after another as soon as together they exceed what it would have allowed.
         """
+        sizes, out = self.tower_tokens(given), []
+        for start, stop in passes(sizes, self._fsr_tower_budget):
+            out += self._pass(self.part(given, start, stop), requests[start:stop])
+        return out
+
+    def _pass(self, given: Mapping[str, Any], requests: Sequence[Request]) -> list[Chosen]:
+        known = [self.fsr_memory.get(r) if r.keep else None for r in requests]
+        if all(k is not None or not r.keep for k, r in zip(known, requests)):
+            features = self.features_of(given)
+            chosen: list[Chosen | None] = [None] * len(requests)
+            spent = 0.0
+        else:
+            numbers = set(self._fsr_layers().values())
+            with watch({n: self.attention(n) for n in numbers}, **self.watched_modules()) as seen:
+                features = self.features_of(given)
+            main = [f[:, : self.feature_width] for f in features]
+            device = features[0].device
+            wait(device)
+            began = time.perf_counter()
+            chosen = self._choose(self.seen_as(main, seen, given), seen, requests, known)
+            wait(device)
+            spent = 1e3 * (time.perf_counter() - began)
+        out = []
+        for whole, request, remembered, new in zip(features, requests, known, chosen):
+            kept = new if remembered is None else remembered.again(whole[:, : self.feature_width])
+            if kept is None:
+                out.append(Chosen(whole, torch.arange(len(whole), device=whole.device)))
+                continue
+            if remembered is None:
+                self.fsr_memory.put(request, kept, whole[:, : self.feature_width])
+            if request.picture:
+                self.fsr_tally.encoded(len(kept.rows), len(whole), remembered is not None)
+            rest = () if self.feature_width is None else (whole[kept.rows, self.feature_width :],)
+            out.append(Chosen(torch.cat([kept.features, *rest], dim=-1), kept.rows))
+        if spent and any(r.picture for r in requests):
+            self.fsr_tally.selected(spent, backend_name(features[0].device))
+        return out
+
+    def _choose(
+        self, pictures: Seen, seen: Watched, requests: Sequence[Request], known: Sequence[Any]
+    ) -> list[Chosen | None]:
+        """Rows and features of each picture that is to be pruned and is not known yet."""
         method, scorer = self.fsr_settings.method, self._fsr_scorer
+        saliency, extra = self._signals_of(seen, pictures.segments)
         signals = method.signals()
         of_features = getattr(scorer, "reads_features", False)
         wanted = signals - {"relevance"} if of_features else signals
-        seen = TowerStates(saliency, extra, wanted, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None))
+        states = TowerStates(
+            saliency, extra, wanted, scorer.layer if scorer else -2, getattr(scorer, "tile_head", None)
+        )
         adapter = self.adapter_class(self.fsr_view())
-        units = adapter.units("image", output, seen, inputs)
+        units = adapter.units("image", pictures.output, states, pictures.inputs)
         tokens = units.tokens
-        if scorer is not None and "relevance" in signals:
-            read = [t.features for t in tokens] if units.patches is None else units.patches
-            tokens = [_scored(t, p, scorer, r) for t, p, r in zip(tokens, read, requests)]
         out: list[Chosen | None] = [None] * len(tokens)
-        groups: dict[int | float, list[int]] = {}
+        groups: dict[bool, list[int]] = {}
         for i, (unit, request) in enumerate(zip(tokens, requests)):
             structural = 0 if unit.structural is None else int(unit.structural.sum())
-            if self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
-                out[i] = Chosen(unit.features, torch.arange(unit.count, device=unit.features.device), None)
-            else:
-                groups.setdefault(request.keep, []).append(i)
-        for keep, members in groups.items():  # pictures of one budget are chosen from together
-            for i, s in zip(members, replace(method, keep=keep)([tokens[i] for i in members])):
-                out[i] = Chosen(s.features, s.rows, s)
-        return [c for c in out if c is not None]
+            if known[i] is not None or self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
+                continue
+            question = request.question if "relevance" in signals else None
+            if scorer is not None and question is not None:
+                read = unit.features if units.patches is None else units.patches[i]
+                tokens[i] = _scored(unit, read, scorer, question)
+            groups.setdefault(question is not None, []).append(i)
+        for asked, members in groups.items():
+            one = method if asked else without_relevance(method)
+            for i, s in zip(members, one([tokens[i] for i in members], [requests[i].keep for i in members])):
+                out[i] = Chosen(s.features, s.rows)
+        return out
 
-    def signals_of(self, seen: Watched, segments: Tensor | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def _signals_of(self, seen: Watched, segments: Tensor | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Saliency and the other signals of attention that the method reads, in the tower's own order."""
         adapter = self.adapter_class(self.fsr_view())
         layers = self._fsr_layers()
@@ -161,16 +243,31 @@ def requests_of(arguments: dict[str, Any]) -> list[Request]:
     return [Request.from_tensor(data) for data in arguments.pop(REQUEST, [])]
 
 
+def layer_numbers(depth: int, middle: int) -> dict[str, int]:
+    """As `Adapter.tapped_layers` counts them, for towers whose fused projections it does not find."""
+    numbers = {"saliency": middle, "keys": middle, "shallow_saliency": max(0, depth // 4 - 1), "first_saliency": 0}
+    return numbers | {"last_saliency": depth - 1, "last_keys": depth - 1}
+
+
+def passes(sizes: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """Runs (start, stop) of pictures whose sizes together stay within the budget; one that is larger goes alone."""
+    runs: list[tuple[int, int]] = []
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > budget:
+            runs.append((start, i))
+            start, total = i, 0
+        total += size
+    return [*runs, (start, len(sizes))] if sizes else runs
+
+
 def view(config: Any, tower: nn.Module, **base: Any) -> Any:
     """An object with the few attributes of a Transformers model that adapters ask for."""
     return SimpleNamespace(config=config, model=SimpleNamespace(vision_tower=tower, config=config, **base))
 
 
-def _scored(unit: VisualTokens, states: Tensor, scorer: RelevanceScorer, request: Request) -> VisualTokens:
-    # Unpruned pictures come without a question.
-    if request.keep == 0 or request.question is None:
-        return unit
-    score = scorer(states, request.question)
+def _scored(unit: VisualTokens, states: Tensor, scorer: RelevanceScorer, question: str) -> VisualTokens:
+    score = scorer(states, question)
     return replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score)
 
 

@@ -1,4 +1,4 @@
-"""Which rows of an image share a budget: all, those of a tile, those of a frame; structural rows stand aside.
+"""Which rows of an image share a budget: all, those of a tile, those of a frame; structural rows are never dropped.
 
 How many rows a group has decides the shapes of everything after it, so this is worked out on the CPU, from one transfer
 for all images of a call.
@@ -16,7 +16,7 @@ from fsr.errors import FeatureError
 from fsr.timing import fetch
 from fsr.tokens import VisualTokens
 
-__all__ = ["Group", "look"]
+__all__ = ["Group", "groups_of"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Group:
         return self.patches.to(device, non_blocking=True)
 
 
-def look(images: Sequence[VisualTokens], per: str, flags: Sequence[Tensor]) -> tuple[list[list[Group]], list[bool]]:
-    """The groups of each image, and the values of `flags` (bool []), all read in one wait.
+def groups_of(
+    images: Sequence[VisualTokens], per: str, flags: Sequence[Tensor]
+) -> tuple[list[list[Group]], list[bool]]:
+    """The groups of each image, and the values of `flags` (bool []), all read with one transfer from the device.
 
     per: 'image', 'tile' or 'frame'. Images without geometry are one group.
 

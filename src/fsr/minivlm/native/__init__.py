@@ -1,0 +1,1 @@
+"""The second embedded model, `mini-qwen3`: pictures at native resolution, merged patches, M-RoPE, DeepStack."""

@@ -1,0 +1,168 @@
+"""What a pruned model does in place of its own `generate` and `forward`, and which calls it refuses.
+
+Nothing here is installed anywhere: `pruner` does that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsr.adapters.base import Adapter
+from fsr.errors import UnsupportedModelError, UsageError
+from fsr.pipeline.generate import (
+    refuse_chunks,
+    refuse_foreign_cache,
+    refuse_long_mask,
+    refuse_own_assistant,
+    refuse_uneven_beams,
+    settings,
+    shorter_limits,
+    with_prompt,
+)
+from fsr.pipeline.in_llm import InLLMHooks
+from fsr.pipeline.inputs import ids_and_mask, refuse_unpruned
+from fsr.pipeline.kv_cache import cache_of, mark, positions_go_on, remember_positions, rope_deltas
+from fsr.pipeline.open_call import OpenCall, named, running
+from fsr.pipeline.prepare import Work
+from fsr.pipeline.report import Prepared, Report
+
+__all__ = ["PrunedCalls"]
+
+
+class PrunedCalls:
+    """The calls of one model with one method. `last` is the report of the latest finished one."""
+
+    def __init__(self, model: Any, work: Work, in_llm: InLLMHooks | None) -> None:
+        self.model, self.work, self.in_llm = model, work, in_llm
+        self.last: Report | None = None
+
+    @property
+    def adapter(self) -> Adapter:
+        """What knows the model."""
+        return self.work.adapter
+
+    def _generate(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`generate` is the one that the model had before."""
+        kwargs, places = named(generate, type(self.model).generate, args, kwargs)
+        question = kwargs.pop("question", None)
+        if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
+            kwargs["input_ids"] = kwargs.pop("inputs")
+        setting = settings(self.model, kwargs)
+        refuse_own_assistant(self.model, setting)
+        refuse_foreign_cache(self.adapter, kwargs)
+        if not self.adapter.has_pixels(kwargs):
+            refuse_unpruned(self.adapter, kwargs)
+            positions_go_on(self.adapter, kwargs)
+            return _called(generate, kwargs, places, OpenCall(self))
+        refuse_chunks(self.adapter, setting)
+        if self.in_llm is not None:
+            self.in_llm.refuse(setting)
+            self.in_llm.check_prompt(*ids_and_mask(self.adapter, kwargs, "generate"), kwargs)
+        with torch.no_grad():
+            prepared = self.work.run(kwargs, question, call="generate", use_cache=setting("use_cache") is not False)
+        refuse_uneven_beams(setting, prepared)
+        report, call = prepared.report, self._open(prepared)
+        arguments = shorter_limits(prepared.inputs, setting, report.length_before - report.length_after)
+        if self.in_llm is None:
+            output = _called(generate, arguments, places, call)
+        else:
+            with self.in_llm.running(report, call.take):
+                output = _called(generate, arguments, places, call)
+        self.last = call.report
+        return with_prompt(output, kwargs["input_ids"], report.length_after)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            own = type(self.model).forward
+            kwargs, _ = named(self.model.__dict__.get("forward", self.model.forward), own, args, kwargs)
+        question = kwargs.pop("question", None)
+        if not self.adapter.has_pixels(kwargs):
+            if not torch.compiler.is_compiling():
+                self._forget_interrupted()
+                if running(self) is None:
+                    refuse_unpruned(self.adapter, kwargs)
+            refuse_long_mask(kwargs)
+            positions_go_on(self.adapter, kwargs)
+            return (), kwargs
+        self._forget_interrupted()
+        refuse_foreign_cache(self.adapter, kwargs)
+        if self.in_llm is not None:
+            self.in_llm.check_prompt(*ids_and_mask(self.adapter, kwargs, "forward"), kwargs)
+        prepared = self.work.run(kwargs, question, call="forward", use_cache=True)
+        call = self._open(prepared, single=True)
+        if self.in_llm is not None:
+            self.in_llm.begin(prepared.report, call.take, single=True)
+        call.begin()
+        return (), prepared.inputs
+
+    def _open(self, prepared: Prepared, single: bool = False) -> OpenCall:
+        deltas = remember_positions(self.adapter, prepared)
+        return OpenCall(self, prepared.report, single, finished=self.in_llm is None, deltas=deltas)
+
+    @torch.compiler.disable
+    def _forget_interrupted(self) -> None:
+        """A forward that Ctrl-C ended told nobody."""
+        call = running(self)
+        if call is not None and call.single:
+            call.end()
+
+    def _before_base(self, base: nn.Module, args: Any, kwargs: Any) -> None:
+        """The inner model runs inside our own calls, or on text."""
+        if torch.compiler.is_compiling():
+            return
+        kwargs, _ = named(base.forward, type(base).forward, args, kwargs)
+        if self.adapter.has_pixels(kwargs):
+            raise UsageError(
+                f"{type(base).__name__} was called with pixels inside the block, past the pruned model: call the model "
+                "itself, or prune(...) the inner model in its place."
+            )
+        call = running(self)
+        if call is None:
+            refuse_unpruned(self.adapter, kwargs, "the inner model is not pruned by itself (prune(...) it in place)")
+        elif kwargs.get("mm_encoder_outputs") is not None:
+            call.reached = True
+
+    @torch.compiler.disable
+    def _after(self, kwargs: Any, output: Any) -> None:
+        """Behind a forward that was given kept features: mark the KV cache that they filled, and close the call."""
+        call = running(self)
+        if call is not None and call.single:
+            call.end()
+        if output is None:
+            return
+        if call is not None and not call.reached and self.adapter.base is not self.model and _replaced(self.model):
+            raise UnsupportedModelError(
+                f"the forward that replaced that of {type(self.model).__name__} does not hand mm_encoder_outputs on, "
+                "so the model never saw the pictures: let it pass its **kwargs to the model's own forward."
+            )
+        cache, ids = cache_of(output), kwargs.get("input_ids")
+        if cache is not None and isinstance(ids, Tensor):
+            mark(cache, self.adapter, ids, rope_deltas(self.adapter, kwargs) if call is None else call.deltas)
+        if call is not None and call.single and call.finished:
+            self.last = call.report
+
+
+def _called(generate: Callable[..., Any], kwargs: dict[str, Any], places: list[str], call: OpenCall) -> Any:
+    """Call it with those arguments by place that the user gave by place."""
+    kwargs = dict(kwargs)
+    if "inputs" in places and "inputs" not in kwargs:
+        kwargs["inputs"] = kwargs.pop("input_ids", None)
+    by_place = [kwargs.pop(name, None) for name in places]
+    call.begin()
+    try:
+        return generate(*by_place, **kwargs)
+    finally:
+        call.end()
+
+
+def _replaced(model: Any) -> bool:
+    """Whether something else than the class's own forward runs (compiled ones are the same code)."""
+    own = model.__dict__.get("forward")
+    if own is not None and not hasattr(own, "_torchdynamo_orig_callable"):
+        return True
+    return "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters

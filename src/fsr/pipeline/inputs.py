@@ -1,0 +1,95 @@
+"""What a call may not bring along: inputs that could not be pruned, told before the vision tower runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsr.adapters.base import Adapter
+from fsr.adapters.containers import is_pruned
+from fsr.errors import FeatureError, UsageError
+from fsr.pipeline.generate import settings
+from fsr.pipeline.kv_cache import cache_in, is_empty
+from fsr.pipeline.shorten import inferred_mask
+
+__all__ = ["check_pictures", "ids_and_mask", "refuse_encoded", "refuse_unpruned"]
+
+
+def refuse_encoded(inputs: Mapping[str, Any]) -> None:
+    """Refuse pictures that come as features or inside embeddings: nothing could be chosen from them.
+
+    Raises:
+        UsageError: `mm_encoder_outputs` or `inputs_embeds` are given.
+    """
+    if inputs.get("mm_encoder_outputs") is not None:
+        raise UsageError(
+            "mm_encoder_outputs hold pictures that were encoded before, which carry no scores to prune by: pass the "
+            "pixels (pixel_values), or use encode() and prepare(..., encoded=...)."
+        )
+    if inputs.get("inputs_embeds") is not None:
+        raise UsageError(
+            "inputs_embeds may hold pictures that nobody pruned: pass input_ids, and the pixels with them."
+        )
+
+
+def refuse_unpruned(adapter: Adapter, inputs: Mapping[str, Any], where: str = "") -> None:
+    """Refuse a call without pixels that would take whole pictures past pruning.
+
+    Text passes, and so do steps from a filled KV cache and what `prepare` made. where: added to the reason.
+
+    Raises:
+        UsageError, FeatureError: features of whole pictures, embeddings in place of ids, placeholders without pixels.
+    """
+    outputs, ids = inputs.get("mm_encoder_outputs"), inputs.get("input_ids")
+    if outputs is not None and is_pruned(outputs):
+        return
+    try:
+        if outputs is not None or (ids is None and is_empty(cache_in(inputs))):
+            refuse_encoded(inputs)
+        if isinstance(ids, Tensor) and is_empty(cache_in(inputs)):
+            check_pictures(adapter, ids, ())
+    except (UsageError, FeatureError) as error:
+        raise type(error)(f"{error} ({where})" if where else str(error)) from None
+
+
+def check_pictures(adapter: Adapter, ids: Tensor, carried: Collection[str]) -> None:
+    """Refuse prompts that speak of pictures which do not come along.
+
+    carried: modalities whose pixels (or features of our own) the call brings.
+
+    Raises:
+        FeatureError: placeholders without pixels.
+    """
+    tokens = adapter.placeholder_ids()
+    filled = {tokens[m] for m in tokens if m in carried}
+    for modality, token in tokens.items():
+        if token not in filled and bool((count := (ids == token).sum()) > 0):
+            raise FeatureError(
+                f"the prompt has {int(count)} {modality} placeholders and no pixels come with it: pass all that the "
+                "processor returned."
+            )
+
+
+def ids_and_mask(adapter: Adapter, inputs: Mapping[str, Any], call: str) -> tuple[Tensor, Tensor]:
+    """`input_ids` [B, L] and a mask of the same shape (the one that the model itself would infer, if none is given).
+
+    Raises:
+        UsageError: no ids, or a mask of another shape.
+    """
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise UsageError("pruning shortens `input_ids` [B, L], which this call lacks: pass the processor's output.")
+    if mask is None:
+        if call == "forward":
+            return ids, torch.ones_like(ids)
+        setting = settings(adapter.model, dict(inputs))
+        eos = setting("eos_token_id")
+        ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+        pad = setting("pad_token_id")
+        return ids, inferred_mask(ids, None if pad is None else int(pad), ends)
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        raise UsageError("pruning needs the 2-D `attention_mask` [B, L] of the processor, not a prepared one.")
+    return ids, mask
