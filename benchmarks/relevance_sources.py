@@ -2,8 +2,8 @@
 
 python benchmarks/relevance_sources.py --model mini-qwen3 --split test --sources first-layer,embedding --json FILE
 
-A source is what `relevance=` takes without a text tower: first-layer, embedding, or a file of `fsr calibrate`. On `mini`
-its text tower is thereby ignored. p is exact McNemar's over the questions.
+A source is what `relevance=` takes without a text tower: first-layer, embedding, or a file of `fsr calibrate`. The
+text tower of `mini` is thereby ignored. p is exact McNemar's over the questions.
 """
 
 from __future__ import annotations
