@@ -47,7 +47,7 @@ def test_llava_with_its_text_tower(tmp_path):
     again = [cases[f"the same again/{i}"]["vllm"] for i in range(3)]
     assert again == [cases[f"questions on one picture/{i}"]["vllm"] for i in range(3)]
     hints = {
-        "negative": "fsr_keep", "share": "fsr_keep", "text": "not a number", "unknown": "use fsr_keep and fsr_question",
+        "negative": "fsr_keep", "share": "fsr_keep", "text": "not a number", "unknown": "did you mean fsr_keep",
         "empty question": "fsr_question is empty", "no question": "no question in the prompt",
     }  # fmt: skip
     for name, hint in hints.items():

@@ -57,6 +57,9 @@ def test_settings_of_the_engine():
     assert keep_of(off, {}) == 0 and keep_of(off, {"fsr_keep": 12}) == 12
     without = settings(paired=False, keep=9)
     assert not without.reads_question and without.method.relevance == "none"
+    assert settings(paired=False, method="hawk").relevance == "first-layer"
+    with pytest.raises(UsageError, match="fsr calibrate"):
+        settings(relevance="mine.json")
     for bad, hint in [
         ({"kepe": 9}, "unknown settings kepe"), ({"method": "nope"}, "nope"), ({"keep": -1}, "keep=-1"),
         ({"keep": 9, "options": {"per": "tile"}}, "per='tile'"), ({"method": "fastv"}, "inside the language model"),

@@ -330,8 +330,9 @@ def qwen2_5(folder: Path) -> Bench:
 
 
 def qwen3(folder: Path) -> Bench:
-    """Deepstack. (vLLM 0.32 itself answers otherwise than Transformers where a clip stands beside a picture.)"""
-    return _qwen(folder, "qwen3-vl", "Qwen3VL")
+    """Deepstack; relevance from the first attention layer. (vLLM itself answers otherwise than Transformers where a
+    clip stands beside a picture.)"""
+    return _qwen(folder, "qwen3-vl", "Qwen3VL", "first-layer")
 
 
 def qwen3_moe(folder: Path) -> Bench:
@@ -339,8 +340,8 @@ def qwen3_moe(folder: Path) -> Bench:
     return _qwen(folder, "qwen3-vl-moe", "Qwen3VLMoe")
 
 
-def _qwen(folder: Path, name: str, stem: str, clip: bool = False) -> Bench:
-    bench = _tiny(folder, name, stem, FSR(keep=7), limit_mm_per_prompt={"image": 2, "video": 1})
+def _qwen(folder: Path, name: str, stem: str, relevance: str = "auto", clip: bool = False) -> Bench:
+    bench = _tiny(folder, name, stem, FSR(keep=7), relevance, limit_mm_per_prompt={"image": 2, "video": 1})
     pictures = [sized(i, *shape) for i, shape in enumerate([(48, 48), (32, 64), (64, 32), (96, 24)])]
     _program(bench, pictures, 20)
     bench.check("budget", [Case(WHERE, pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])

@@ -6,6 +6,7 @@ from fsr.methods.cdpruner import CDPruner
 from fsr.methods.chain import Chain
 from fsr.methods.dart import Dart
 from fsr.methods.divprune import DivPrune
+from fsr.methods.downscale import Downscale
 from fsr.methods.farthest import Farthest
 from fsr.methods.fastervlm import FasterVLM
 from fsr.methods.fastv import FastV
@@ -39,6 +40,7 @@ __all__ = [
     "Chain",
     "Dart",
     "DivPrune",
+    "Downscale",
     "Farthest",
     "FastV",
     "FasterVLM",

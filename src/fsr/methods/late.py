@@ -44,7 +44,7 @@ class Late(InLLMMethod):
     needs = frozenset()
     ordered = True
 
-    keep: Keep | tuple[Keep, ...] | Mapping[int, Keep] = 0
+    keep: Keep | tuple[Keep, ...] | Mapping[int, Keep] = 0  # type: ignore[assignment]  # one value per layer, too
     at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks
 from fsr.methods.chain import Chain
+from fsr.methods.downscale import Downscale
 from fsr.methods.in_llm import InLLMMethod
 from fsr.methods.picture_budgets import Keep, KeepFor
 from fsr.tokens import Selection, VisualTokens
 
-__all__ = ["KeepAll", "split"]
+__all__ = ["KeepAll", "split", "without_downscale"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,23 @@ class KeepAll(Method):
         return replace(super()._whole(tokens, keep), notes=())
 
 
+def without_downscale(method: Any) -> tuple[Downscale | None, Any]:
+    """The stage in front of the vision tower (or None), and the rest: `KeepAll` if there is no other."""
+    if isinstance(method, Downscale):
+        return method, KeepAll()
+    if isinstance(method, Chain):
+        return method.downscale, replace(method, downscale=None)
+    return None, method
+
+
 def split(method: Any) -> tuple[Method | None, tuple[InLLMMethod, ...]]:
     """The part before and the part inside the language model.
 
     Raises:
-        UsageError: not a method at all.
+        UsageError: not a method at all, or a `Downscale`, which only `prune` can run.
     """
+    if isinstance(method, Downscale) or (isinstance(method, Chain) and method.downscale is not None):
+        raise UsageError("Downscale turns the processor down, which only prune(model, ..., processor=...) does.")
     if isinstance(method, Chain):
         return method.before_llm, method.in_llm
     if isinstance(method, InLLMMethod):

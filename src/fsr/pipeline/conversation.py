@@ -9,6 +9,7 @@ whole prompt, as always; nothing but time depends on the turns before.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, encode, joined
 from fsr.pipeline.generate import with_prompt
-from fsr.pipeline.kv_cache import remember_positions
+from fsr.pipeline.kv_cache import cache_in, cache_of, remember_positions
 from fsr.pipeline.prepare import Positions, Prepared, prepare
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.report import Report
@@ -89,6 +90,9 @@ class Conversation:
         self.last: Report | None = None
         self.reused = 0
         self._seen: dict[bytes, EncodedPrompt] = {}
+        # Transformers 5.24 renamed the argument, and only says that the old name is old.
+        newer = "cache" in inspect.signature(type(self.model).forward).parameters
+        self._cache_name = "cache" if newer else "past_key_values"
         self._turn: _Turn | None = None
 
     @torch.no_grad()
@@ -103,7 +107,7 @@ class Conversation:
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] != 1:
             raise UsageError("a conversation is one prompt: give input_ids [1, L].")
-        if inputs.get("cache") is not None or inputs.get("past_key_values") is not None:
+        if cache_in(inputs) is not None:
             raise UsageError("a conversation keeps its KV cache itself: leave it out of the call.")
         pixels = self.adapter.pixel_arguments()
         settings = {k: v for k, v in inputs.items() if k not in pixels and k not in self._prompt_keys(inputs)}
@@ -175,7 +179,7 @@ class Conversation:
         if start and self._turn is not None:
             cache = self._turn.cache
             cache.crop(start - int(cache.get_seq_length()))
-            arguments["past_key_values"] = cache
+            arguments[self._cache_name] = cache
             behind = [i for i, columns in enumerate(self._columns(ready)) if int(columns[0]) >= start]
             del arguments["mm_encoder_outputs"]
             if behind:
@@ -188,7 +192,7 @@ class Conversation:
         self._turn = _Turn(
             output.sequences[0],
             positions.flatten(0, -2) if isinstance(positions, Tensor) else None,
-            output.past_key_values,
+            cache_of(output),
             ready.report.selections,
         )
         return output

@@ -26,6 +26,7 @@ from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
 from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
+from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for, select
@@ -91,7 +92,8 @@ def prepare(
 class Work:
     """Everything about a pruned model that does not change from call to call.
 
-    ordered: a later drop follows the order of choice (see `Late`).
+    ordered: a later drop follows the order of choice (see `Late`). resolution: what pictures may have at most (see
+        `Downscale`), None for any.
     """
 
     adapter: Adapter
@@ -101,6 +103,7 @@ class Work:
     positions: Positions
     question_for: QuestionFor = "all"
     ordered: bool = False
+    resolution: Resolution | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in ("auto", "repack", "original"):
@@ -122,6 +125,8 @@ class Work:
         ids, mask = ids_and_mask(self.adapter, inputs, call)
         carried = self.adapter.modalities(inputs) if seen is None else [part.modality for part in seen.parts]
         check_pictures(self.adapter, ids, carried)
+        if self.resolution is not None:
+            self.resolution.check(inputs)
         packed = packed_prompts(inputs, ids, mask)
         if packed is not None and call == "generate":
             raise UsageError("generate cannot go on from several packed prompts: give one prompt per row.")

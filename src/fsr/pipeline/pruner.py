@@ -11,6 +11,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -22,10 +23,11 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.methods.chain import Chain
 from fsr.methods.in_llm import InLLMMethod
-from fsr.methods.parts import KeepAll, split
+from fsr.methods.parts import KeepAll, split, without_downscale
 from fsr.pipeline.calls import PrunedCalls
 from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.prepare import Positions, Work
+from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for
 from fsr.signals.relevance import RelevanceScorer, reads_features
@@ -56,8 +58,9 @@ def prune(
         model: a vision-language model of Transformers, 5.18 or later. Wrappers (torch.compile, PEFT, DataParallel and
             DistributedDataParallel) are looked through.
         method: what to keep, for example `FSR(keep=64)`, `FastV(layer=2, keep=64)` (inside the language model), or
-            both: `FSR(keep=128) | FastV(layer=16, keep=32)`.
-        processor: needed only to read the question out of the prompt.
+            both: `FSR(keep=128) | FastV(layer=16, keep=32)`. `Downscale(pixels=...) |` in front turns the processor
+            down while the block lasts.
+        processor: needed only to read the question out of the prompt, and by `Downscale`.
         relevance: as for `prepare`.
         positions: "repack", "original" or "auto" (by family).
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt.
@@ -67,6 +70,7 @@ def prune(
         RelevanceError: the method reads relevance and no text tower pairs with this model.
         UsageError: no method, or layers that this language model does not have.
     """
+    downscale, method = without_downscale(method)
     before_llm, in_llm = split(method)
     if in_llm and hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
@@ -82,7 +86,8 @@ def prune(
         raise UsageError(
             "late follows the order of a method before the language model: write FSR(keep=...) | Late(...)."
         )
-    work = Work(adapter, before, scorer, processor, positions, question_for, ordered)
+    resolution = None if downscale is None else Resolution(processor, downscale.pixels)
+    work = Work(adapter, before, scorer, processor, positions, question_for, ordered, resolution)
     return Pruner(model, work, InLLMHooks(model, list(adapter.placeholder_ids().values()), in_llm) if in_llm else None)
 
 
@@ -128,6 +133,8 @@ class Pruner(PrunedCalls):
         earlier = here.get("generate")
         try:
             here[PRUNER_ATTRIBUTE] = self
+            if self.work.resolution is not None:
+                self.work.resolution.apply()
             here["generate"] = self._installed = PrunedGenerate(self, earlier)
             on(self.model.register_forward_pre_hook(_before_forward, with_kwargs=True))
             if self.adapter.base is not self.model:
@@ -168,6 +175,8 @@ class Pruner(PrunedCalls):
         self._handles = []
         if self.in_llm is not None:
             self.in_llm.detach()
+        if self.work.resolution is not None:
+            self.work.resolution.restore()
         here.pop(PRUNER_ATTRIBUTE, None)
         installed, self._installed = self._installed, None
         if installed is not None and here.get("generate") is installed:
@@ -183,9 +192,7 @@ class Pruner(PrunedCalls):
         twin.model = copy.deepcopy(self.model, memo)
         w = self.work
         scorer = copy.deepcopy(w.scorer, memo) if reads_features(w.scorer) else w.scorer
-        twin.work = Work(
-            copy.deepcopy(w.adapter, memo), w.method, scorer, w.processor, w.positions, w.question_for, w.ordered
-        )
+        twin.work = replace(w, adapter=copy.deepcopy(w.adapter, memo), scorer=scorer)
         twin.in_llm = copy.deepcopy(self.in_llm, memo)
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)

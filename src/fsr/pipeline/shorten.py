@@ -50,7 +50,7 @@ def placeholder_units(input_ids: Tensor, token_id: int, counts: Sequence[int], m
     if len(places) != sum(counts):
         raise FeatureError(
             f"the prompt has {len(places)} {modality} placeholders and the pictures give {sum(counts)} features: "
-            "make prompt and pixels with the same processor call."
+            "make prompt and pixels with the same processor call, and cut neither (max_length, truncation)."
         )
     runs = []
     for part in places.split(list(counts)):

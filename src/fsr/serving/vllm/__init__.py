@@ -17,6 +17,7 @@ line:
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
 | `memory` | a picture that is encoded again keeps its choice |
 | `mrope` | kept tokens keep their three-dimensional positions |
+| `first_layer` | relevance from a first attention layer as vLLM builds it |
 | `taps`, `metrics` | queries and keys of vLLM's vision attention; what was kept, and how long it took |
 | `llava`, `llava_next`, `llava_onevision`, `internvl`, `gemma3`, `qwen2_vl`, `qwen3_vl` | the model classes |
 """

@@ -69,8 +69,8 @@ class EngineSettings:
     """The method and where relevance comes from, for the whole engine.
 
     method: what chooses; requests bring their own budget. keep: the budget of requests that ask for none, 0 for off,
-    or by the pictures' age. relevance: "auto", "none", "embedding", or a folder with a `text_tower/`. question_for:
-    "all" pictures are chosen with the question, or the "newest" of a prompt only.
+    or by the pictures' age. relevance: "auto", "none", "first-layer", "embedding", or a folder with a
+    `text_tower/`. question_for: "all" pictures are chosen with the question, or the "newest" of a prompt only.
     """
 
     method: Method
@@ -113,8 +113,10 @@ class EngineSettings:
         if method.per != "image":
             raise UsageError(f"per={method.per!r} depends on the picture's tiles: inside vLLM give keep per picture.")
         relevance = str(given.get("relevance", "auto"))
-        if relevance == "auto" and not paired_text_tower:
-            relevance = "none"
+        if relevance.endswith(".json"):
+            raise UsageError("fsr: files of `fsr calibrate` are not read inside vLLM: give relevance='first-layer'.")
+        if relevance == "auto":
+            relevance = method.own_relevance or ("auto" if paired_text_tower else "none")
         if relevance == "none" and "relevance" in method.signals():
             if not hasattr(method, "relevance"):
                 raise UsageError(

@@ -22,6 +22,7 @@ from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
+from fsr.serving.vllm.first_layer import EngineFirstLayer
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
 from fsr.serving.vllm.processing import REQUEST
@@ -221,13 +222,16 @@ class PrunedVision:
         absent = isinstance(getattr(self, self.tower_name), StageMissingLayer)
         if absent or "relevance" not in settings.method.signals():
             return None
-        if settings.relevance == "embedding":
+        if settings.relevance in ("embedding", "first-layer"):
             if self._fsr_tensor_parallel > 1:
-                raise UsageError("relevance='embedding' reads the whole embedding: not with tensor parallelism.")
+                raise UsageError(f"relevance={settings.relevance!r} reads whole weights: not with tensor parallelism.")
             from vllm.tokenizers import cached_tokenizer_from_config
 
             language: Any = self.language_model  # type: ignore[attr-defined]
-            return EmbeddingRelevance(language.model.embed_tokens, cached_tokenizer_from_config(self._fsr_config))
+            tokenizer = cached_tokenizer_from_config(self._fsr_config)
+            if settings.relevance == "first-layer":
+                return EngineFirstLayer(language, tokenizer)
+            return EmbeddingRelevance(language.model.embed_tokens, tokenizer)
         folder = self._fsr_config.model if settings.relevance == "auto" else settings.relevance
         scorer = paired_tower(str(folder), self.fsr_view().model.vision_tower, self.adapter_class.name)
         if scorer.layer not in self.hidden_layers():
