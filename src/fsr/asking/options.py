@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fsr.errors import BudgetError, UsageError
 from fsr.methods import available, get
+from fsr.methods.options import option_value
 
 __all__ = ["build_method", "keep_value", "keep_values", "method_names"]
 
@@ -17,6 +17,7 @@ def keep_value(text: str) -> int | float:
     Raises:
         BudgetError: neither.
     """
+    text = text.strip()
     try:
         if text.endswith("%"):
             return float(text[:-1]) / 100
@@ -42,7 +43,7 @@ def method_names(text: str) -> list[str]:
 
 
 def build_method(name: str, keep: int | float, options: list[str] | None = None) -> Any:
-    """A method from its name, budget and `name=value` options (values as JSON, else text)."""
+    """A method from its name, budget and `name=value` options (see `option_value`)."""
     values: dict[str, Any] = {}
     for item in options or []:
         key, sign, value = item.partition("=")
@@ -50,8 +51,5 @@ def build_method(name: str, keep: int | float, options: list[str] | None = None)
             raise UsageError(f"--option {item!r}: write name=value, for example --option alpha=2.")
         if key.strip() == "keep":
             raise UsageError("--option keep=...: the budget is given by --keep.")
-        try:
-            values[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            values[key.strip()] = value
+        values[key.strip()] = option_value(value)
     return get(name.lower(), keep=keep, **values)

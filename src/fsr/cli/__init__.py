@@ -41,13 +41,39 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    command = words[0] if words else ""
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except FSRError as error:
+        print(f"fsr {command}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except OSError as error:  # a disk that is full, a folder that went away, a path that may not be entered
+        _drop_output()
+        print(
+            f"fsr {command}: error: cannot read or write ({_one_line(error)}): check disk and paths.", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(words: Sequence[str]) -> int:
     parser = _Parser(prog="fsr", description="Visual-token pruning for vision-language models.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, text in COMMANDS.items():
         sub = commands.add_parser(
             name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        if words[:1] == [name]:  # importing torch for `fsr --help` would take seconds
+        if list(words[:1]) == [name]:  # importing torch for `fsr --help` would take seconds
             import_module(f"fsr.cli.{name}").arguments(sub)
     args = parser.parse_args(words)
     if args.command is None:
@@ -55,13 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # The embedded model needs no network, and progress bars of the loaders would hide the answer.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return int(import_module(f"fsr.cli.{args.command}").run(args) or 0)
+
+
+def _drop_output() -> None:
+    """What is left for standard output goes nowhere: the interpreter would try, and complain, once more at its end."""
     try:
-        return int(import_module(f"fsr.cli.{args.command}").run(args) or 0)
-    except FSRError as error:
-        print(f"fsr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        pass  # a stream in memory
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -21,12 +21,9 @@ def run(args: argparse.Namespace) -> int:
     bases = [build_method("fsr", keep, args.option) for keep in budgets(args.keep)]
     files = check_targets(args)
     from fsr.evaluation.ablation import ablate
+    from fsr.evaluation.plots import plot_ablation
     from fsr.evaluation.tables import ablation_table
 
     result = ablate(open_runner(args), bases, args.positions)
-    if files.plot is not None:
-        from fsr.evaluation.plots import plot_ablation
-
-        plot_ablation(result, files.plot)
     title = "FSR, one option at a time: accuracy, difference from the base in points, exact McNemar p"
-    return report(args, result, files, {title: ablation_table(result)})
+    return report(args, result, files, {title: ablation_table(result)}, plot_ablation)

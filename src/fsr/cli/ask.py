@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 from fsr.asking.options import build_method, keep_value
 from fsr.cli.arguments import add_method_arguments, add_relevance_argument
+from fsr.cli.outputs import output_file
 from fsr.errors import UsageError
 
 
@@ -31,10 +34,8 @@ def run(args: argparse.Namespace) -> int:
     method = build_method(args.method, keep_value(args.keep), args.option)
     from fsr.asking.images import bundled_scene, open_image
 
-    image = open_image(args.image) if args.image else bundled_scene(model=args.model)
-    save = Path(args.save).expanduser() if args.save else None
-    if save is not None and (not save.parent.is_dir() or save.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp")):
-        raise UsageError(f"cannot save {args.save!r}: give a .png, .jpg or .webp file in a folder that exists.")
+    image = bundled_scene(model=args.model) if args.image is None else open_image(args.image)
+    save = output_file(args.save, (".png", ".jpg", ".jpeg", ".webp"))
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -53,10 +54,6 @@ def run(args: argparse.Namespace) -> int:
     s = result.selection
     if s is None or result.report is None:
         raise UsageError("the prompt holds no picture: the model's chat template dropped it.")
-    if save is not None:
-        from fsr.drawing import draw
-
-        draw(image, s).save(save)
     notes = [*s.notes, *result.report.notes]
     if args.json:
         out = {
@@ -70,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         out |= {"relevance_from": result.report.relevance}
         if full is not None:
             out |= {"answer_unpruned": full.text, "stages_ms_unpruned": dict(full.stages_ms)}
-        print(json.dumps(out))
+        print(json.dumps(out), flush=True)
+        _save(image, s, save)
         return 0
     print(f"Q  {args.question}")
     print(f"A  {result.text}" + (f"      (from all {s.total} tokens: {full.text})" if full else ""))
@@ -90,6 +88,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"{title}  " + ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in ms.items()))
     for note in notes:
         print(f"note  {note}")
-    if save is not None:
+    if _save(image, s, save):
         print(f"saved  {save}")
     return 0
+
+
+def _save(image: Any, selection: Any, file: Path | None) -> bool:
+    """Written last: the answer has been printed then."""
+    if file is None:
+        return False
+    from fsr.drawing.kept_tokens import draw
+
+    sys.stdout.flush()
+    draw(image, selection).save(file)
+    return True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsr.asking.options import keep_values
 from fsr.cli.arguments import add_relevance_argument
+from fsr.cli.outputs import output_file, output_folder
 from fsr.errors import UsageError
 
 
@@ -55,14 +57,11 @@ def run(args: argparse.Namespace) -> int:
             trials_of(name, keep)
     files = check_targets(args)
     from fsr.evaluation.comparison import compare
+    from fsr.evaluation.plots import plot_comparison
     from fsr.evaluation.tables import comparison_tables
 
     result = compare(open_runner(args), names, keeps, args.positions)
-    if files.plot is not None:
-        from fsr.evaluation.plots import plot_comparison
-
-        plot_comparison(result, files.plot)
-    return report(args, result, files, comparison_tables(result))
+    return report(args, result, files, comparison_tables(result), plot_comparison)
 
 
 def budgets(text: str) -> list[int | float]:
@@ -71,16 +70,6 @@ def budgets(text: str) -> list[int | float]:
     if not keeps:
         raise UsageError(f"--keep {text!r} holds no budget: give numbers separated by commas (48,32,16,8).")
     return list(dict.fromkeys(keeps))
-
-
-def target(path: str | None, suffixes: tuple[str, ...]) -> Path | None:
-    """A file to be written, checked before the work begins."""
-    if path is None:
-        return None
-    file = Path(path).expanduser()
-    if file.suffix.lower() not in suffixes or not file.parent.is_dir():
-        raise UsageError(f"cannot write {path!r}: give a {' or '.join(suffixes)} file in a folder that exists.")
-    return file
 
 
 class Files(NamedTuple):
@@ -92,13 +81,17 @@ class Files(NamedTuple):
 
 
 def check_targets(args: argparse.Namespace) -> Files:
-    """The files of the command line; `--json` alone names none."""
-    plot = Path(args.plot).expanduser() if args.plot else None
-    if plot is not None:
-        from fsr.evaluation.plots import check_target
+    """The files of the command line, tried; `--json` alone names none."""
+    if args.plot is not None:
+        from fsr.evaluation.plots import need_matplotlib
 
-        check_target(plot)
-    return Files(plot, target(args.json if args.json != "-" else None, (".json",)), target(args.markdown, (".md",)))
+        need_matplotlib()
+    output_folder(args.resume_dir)
+    return Files(
+        output_file(args.plot, (".png", ".svg", ".pdf")),
+        output_file(args.json if args.json != "-" else None, (".json",)),
+        output_file(args.markdown, (".md",)),
+    )
 
 
 def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -112,26 +105,35 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     logging.set_verbosity_error()
     model, processor = load(args.model, args.device)
     questions = build(args.split, args.seed, args.questions, world_of(model.config))
-    resume = Path(args.resume_dir).expanduser() if args.resume_dir else None
+    resume = output_folder(args.resume_dir)
     return Runner(model, processor, questions, resume, progress=sys.stderr.isatty(), relevance=args.relevance)
 
 
-def report(args: argparse.Namespace, result: dict[str, Any], files: Files, tables: dict[str, list[list[str]]]) -> int:
-    """Write the files; print the tables, or one JSON object and nothing else."""
+def report(
+    args: argparse.Namespace,
+    result: dict[str, Any],
+    files: Files,
+    tables: dict[str, list[list[str]]],
+    plot: Callable[[dict[str, Any], Path], None],
+) -> int:
+    """Print the tables, or one JSON object and nothing else; then write the files: a disk that fills up takes nothing
+    away."""
     from fsr.evaluation.tables import heading, markdown, text
 
+    if args.json == "-":
+        print(json.dumps(result), flush=True)
+    else:
+        print(heading(result) + "\n")
+        for title, rows in tables.items():
+            print(f"{title}\n{text(rows)}\n", flush=True)
     if files.json is not None:
         files.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if files.markdown is not None:
         parts = [heading(result), *(f"{title}:\n\n{markdown(rows)}" for title, rows in tables.items())]
         files.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    if args.json == "-":
-        print(json.dumps(result))
-        return 0
-    print(heading(result) + "\n")
-    for title, rows in tables.items():
-        print(f"{title}\n{text(rows)}\n")
+    if files.plot is not None:
+        plot(result, files.plot)
     for file in files:
-        if file is not None:
+        if file is not None and args.json != "-":
             print(f"saved  {file}")
     return 0

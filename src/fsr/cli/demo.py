@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted; uploads live in a folder that goes with the process."""
     if find_spec("gradio") is None:
         raise UsageError("the demo needs Gradio: pip install 'fsr-vlm[demo]'.")
+    _check_address(args.host, args.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with tempfile.TemporaryDirectory(prefix="fsr-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # Gradio reads it when it is imported
@@ -49,6 +51,18 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"cannot listen on {args.host}:{args.port or '7860-7959'}: {error}") from error
     return 0
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Gradio would try a hundred ports of a host that is none."""
+    if port is not None and not 1 <= port <= 65535:
+        raise UsageError(f"--port {port} is no port: give 1 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot listen on {host!r} ({error}): give an address of this machine.") from error
 
 
 def launch(page: Any, host: str, port: int | None, *, share: bool = False, wait: bool = True) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from fsr.asking.options import keep_values, method_names
+from fsr.cli.outputs import output_file
 from fsr.errors import UsageError
 
 
@@ -43,21 +43,24 @@ def run(args: argparse.Namespace) -> int:
     """Check the input, count or measure, print."""
     if args.model and args.config:
         raise UsageError("give --model (a checkpoint) or --config (random weights), not both.")
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
-        raise UsageError(f"cannot write {args.plot!r}: the folder does not exist.")
+    if args.plot is not None:
+        from fsr.evaluation.plots import need_matplotlib
+
+        need_matplotlib()
+    file = output_file(args.plot, (".png", ".svg", ".pdf"))
     _size(args.image_size)
     methods = _methods(args)
     result = _count(args, methods) if args.preset else _measure(args, methods)
-    if args.plot:
-        from fsr.profiling.plot import plot
-
-        plot(result, Path(args.plot).expanduser())
     if args.json:
         print(json.dumps(result))
     else:
         from fsr.profiling.tables import text
 
-        print(text(result))
+        print(text(result), flush=True)
+    if file is not None:
+        from fsr.profiling.plot import plot
+
+        plot(result, file)
     return 0
 
 
@@ -75,7 +78,7 @@ def _count(args: argparse.Namespace, methods: list[Any]) -> dict[str, Any]:
     from fsr.profiling.visual import visual
 
     convention = preset(args.preset)
-    if args.plot:
+    if args.plot is not None:
         raise UsageError("--plot draws measured times: leave --preset out.")
     if args.model:
         name, config = args.model, _config_of(args.model)

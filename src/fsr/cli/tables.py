@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fsr.cli.compare import target
+from fsr.cli.outputs import output_file
 from fsr.errors import UsageError
 
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.results and args.table is None:
         raise UsageError("say which table the results belong to: --table 1 for LLaVA-1.5-7B, see docs/evaluation.md.")
-    file = target(args.markdown, (".md",))
+    file = output_file(args.markdown, (".md",))
     runs = read_runs(args.results)
     text = "\n\n".join(report(table(n), runs) for n in ([args.table] if args.table is not None else TABLES))
     if file is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from fsr.asking.options import build_method, keep_values, method_names
 from fsr.cli.arguments import add_relevance_argument
+from fsr.cli.outputs import output_file
 from fsr.errors import QuestionError, UsageError
 from fsr.methods import Method, available
 
@@ -34,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files and say where they are; nothing is loaded or written before the input was checked."""
     usual, sizes = FIGURES[args.figure] if args.figure else ("fsr", "32,16")
-    names, budgets = method_names(args.methods or usual), keep_values(args.keep or sizes)
+    names, budgets = (
+        method_names(usual if args.methods is None else args.methods),
+        keep_values(sizes if args.keep is None else args.keep),
+    )
     if args.methods == "all":  # of those that leave a fixed set of tokens to look at
         names = [name for name in names if issubclass(available()[name], Method)]
     if not names or not budgets:
@@ -46,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if not all(q.strip() for q in args.question):
         raise QuestionError("the question is empty: write what you want to know about the picture.")
     methods = [build_method(name, keep) for keep in budgets for name in names]
-    out, png = _target(args.out or "report.html", (".html", ".htm")), _target(args.png, (".png",))
+    out = output_file("report.html" if args.out is None else args.out, (".html", ".htm"))
+    png = output_file(args.png, (".png",))
     from fsr.asking.images import bundled_scene, open_image
 
-    image = open_image(args.image) if args.image else bundled_scene(model=args.model)
+    image = bundled_scene(model=args.model) if args.image is None else open_image(args.image)
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -77,15 +81,6 @@ def run(args: argparse.Namespace) -> int:
         drawn().save(png)
         print(f"wrote {png}")
     return 0
-
-
-def _target(name: str | None, kinds: tuple[str, ...]) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    if path.suffix.lower() not in kinds or not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"cannot write {name!r}: give a {kinds[0]} file in a folder that exists.")
-    return path
 
 
 def _progress(line: str) -> None:

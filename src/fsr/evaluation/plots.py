@@ -10,7 +10,7 @@ from typing import Any
 from fsr.errors import UsageError
 from fsr.evaluation.question_set import KINDS
 
-__all__ = ["check_target", "plot_ablation", "plot_comparison"]
+__all__ = ["need_matplotlib", "plot_ablation", "plot_comparison"]
 
 # Black and a thick solid line are FSR's alone; the others follow in order of appearance.
 _BLACK = "#000000"
@@ -19,14 +19,12 @@ _MARKERS = "sv^DPX*<>p"
 _LINES = ["-", "--", ":", "-."]
 
 
-def check_target(path: Path) -> None:
-    """Raise `UsageError` now rather than after minutes of work: no matplotlib, no such folder, or no picture format."""
+def need_matplotlib() -> None:
+    """Raise `UsageError` now rather than after minutes of work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError("plots need matplotlib: pip install 'fsr-vlm[plot]'.") from error
-    if path.suffix.lower() not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
-        raise UsageError(f"cannot plot to {str(path)!r}: give a .png, .svg or .pdf file in a folder that exists.")
 
 
 def _style(i: int, name: str = "") -> dict[str, Any]:

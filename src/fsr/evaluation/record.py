@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fsr.errors import UsageError
+
 __all__ = ["Outcome", "RecordFile"]
 
 
@@ -50,11 +52,16 @@ class RecordFile:
             whole = path.read_bytes()
             whole = whole[: whole.rfind(b"\n") + 1]  # a line that was cut off is asked again
             path.write_bytes(whole)
-            first, *lines = whole.decode().splitlines() or [""]
-            if first == head:  # else it was written by another release
-                found = (Outcome(**json.loads(line)) for line in lines)
-                self.outcomes = {o.item: o for o in found}
-                return
+            try:
+                first, *lines = whole.decode().splitlines() or [""]
+                if first == head:  # else it was written by another release
+                    found = (Outcome(**json.loads(line)) for line in lines)
+                    self.outcomes = {o.item: o for o in found}
+                    return
+            except (ValueError, TypeError) as error:
+                raise UsageError(
+                    f"{path} is damaged ({error}): delete it, and its questions are asked anew."
+                ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + "\n")
 

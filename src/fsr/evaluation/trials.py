@@ -9,6 +9,7 @@ from typing import Any
 
 from fsr.errors import UsageError
 from fsr.methods import Method, available, get
+from fsr.methods.options import option_value
 from fsr.pipeline.prepare import Positions
 
 __all__ = ["BASELINES", "RANDOM_SEEDS", "UNPRUNED", "Trial", "contenders", "trials_of", "unpruned"]
@@ -101,18 +102,17 @@ def trials_of(name: str, keep: int | float, positions: Positions = "auto") -> li
     method, options = BASELINES.get(plain, plain), _options(settings)
     if method != "random":
         return [Trial(name, get(method, keep=keep, **options), positions)]
+    if "seed" in options:
+        raise UsageError(f"{name}: random tokens are drawn with the seeds {RANDOM_SEEDS} and averaged: give no seed.")
     return [Trial(name, get(method, keep=keep, **options | {"seed": s}), positions, redraw=True) for s in RANDOM_SEEDS]
 
 
 def _options(settings: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; values are numbers as JSON writes them, else words."""
+    """`name=value` pairs, see `option_value`."""
     found: dict[str, Any] = {}
     for setting in settings:
         option, sign, value = setting.partition("=")
         if not sign or option == "keep":
             raise UsageError(f"{setting!r} is no option: write method:name=value, for example fsr:max_focus=0.5.")
-        try:
-            found[option] = json.loads(value)
-        except json.JSONDecodeError:
-            found[option] = value
+        found[option] = option_value(value)
     return found

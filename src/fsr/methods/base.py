@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fsr.errors import RelevanceError, UsageError
+from fsr.errors import RelevanceError
 from fsr.methods.budget import certify, check_keep, count_of
 from fsr.methods.budget_groups import Group, groups_of
 from fsr.methods.chain import BEFORE_LLM, Chainable
 from fsr.methods.checks import check_shapes, finite, refuse_nonfinite
+from fsr.methods.options import check_options
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
 from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
 from fsr.methods.registry import available, get, register
@@ -63,8 +64,7 @@ class Method(Chainable, ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", checked(self.keep))
-        if self.per not in ("image", "tile", "frame"):
-            raise UsageError(f"per={self.per!r} is unknown: use 'image', 'tile' or 'frame'.")
+        check_options(self)
 
     @abstractmethod
     def pick(self, tokens: VisualTokens, k: int) -> Picks:

@@ -22,14 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fsr.errors import UsageError
 from fsr.methods.base import register
 from fsr.methods.in_llm import Choice, InLLMMethod, View
+from fsr.methods.options import LAYER, Within
 from fsr.stages.ranking import top_k
 
 __all__ = ["Dart", "dart", "dart_pivots"]
@@ -80,18 +81,10 @@ class Dart(InLLMMethod):
     licence_note = "authors' code: Apache-2.0; written from the formulas"
     needs = frozenset({"keys", "states", "text"})
 
-    layer: int = 2
-    image_pivots: int = 4
-    text_pivots: int = 4
+    layer: Annotated[int, LAYER] = 2
+    image_pivots: Annotated[int, Within(1, 100_000)] = 4
+    text_pivots: Annotated[int, Within(0, 100_000)] = 4
     faithful: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.image_pivots < 1 or self.text_pivots < 0:
-            raise UsageError(
-                f"image_pivots={self.image_pivots}, text_pivots={self.text_pivots}: give an image pivot or more, no "
-                "negative number."
-            )
 
     def drop_layers(self, depth: int) -> tuple[int, ...]:
         """The one layer."""

@@ -17,11 +17,13 @@ Differs from the authors' code:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from fsr.methods.base import register
 from fsr.methods.in_llm import Choice, InLLMMethod, View
+from fsr.methods.options import LAYER
 from fsr.stages.ranking import top_k
 
 __all__ = ["FastV", "fastv_score"]
@@ -47,7 +49,7 @@ class FastV(InLLMMethod):
     licence_note = "authors' code: no licence file; written from the formulas"
     needs = frozenset({"attention"})
 
-    layer: int = 2
+    layer: Annotated[int, LAYER] = 2
 
     def drop_layers(self, depth: int) -> tuple[int, ...]:
         """The one layer."""

@@ -4,11 +4,8 @@ Token Pruning", arXiv 2602.05809 (2026). Written from the paper's equations; its
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from torch import Tensor
 from fsr.errors import UsageError
 from fsr.kernels import directions
 from fsr.methods.base import Method, Picks, Signal, register
+from fsr.methods.options import EXPONENT, SHARE, Within
 from fsr.stages.focus import FocusBy, FocusMass, distinct_focus, focus, priority
 from fsr.stages.normalise import Normalisation, normalise
 from fsr.stages.refine import refine
@@ -73,33 +71,23 @@ class FSR(Method):
     licence_note: ClassVar[str] = "written from the paper; no official code exists"
     needs: ClassVar[frozenset[Signal]] = frozenset({"saliency", "relevance"})
 
-    alpha: float = 3.0
-    beta: float = 0.5
-    rho: float = 0.9
-    kappa: float = 1.0
+    alpha: Annotated[float, EXPONENT] = 3.0
+    beta: Annotated[float, EXPONENT] = 0.5
+    rho: Annotated[float, Within(0, 1, above=True)] = 0.9
+    kappa: Annotated[float, Within(0, 1e6)] = 1.0
     focus_by: FocusBy = "distinct"
     focus_mass: FocusMass = "all"
-    max_focus: float = 0.75
+    max_focus: Annotated[float, SHARE] = 0.75
     relevance: Literal["auto", "none"] = "auto"
     normalise: Normalisation = "minmax"
     distance: Literal["projected", "encoder"] = "projected"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _in_range("alpha", self.alpha, "alpha >= 0", lambda x: x >= 0)
-        _in_range("beta", self.beta, "beta >= 0", lambda x: x >= 0)
-        _in_range("rho", self.rho, "0 < rho <= 1", lambda x: 0 < x <= 1)
-        _in_range("kappa", self.kappa, "kappa >= 0", lambda x: x >= 0)
-        _in_range("max_focus", self.max_focus, "0 <= max_focus <= 1", lambda x: 0 <= x <= 1)
-        _one_of("focus_by", self.focus_by, get_args(FocusBy))
-        _one_of("focus_mass", self.focus_mass, get_args(FocusMass))
         if self.focus_by == "distinct" and self.focus_mass != "all":
             raise UsageError(
                 "focus_mass='top_k' needs focus_by='prefix': distinct Focus covers the mass of all tokens."
             )
-        _one_of("relevance", self.relevance, ("auto", "none"))
-        _one_of("normalise", self.normalise, get_args(Normalisation))
-        _one_of("distance", self.distance, ("projected", "encoder"))
 
     def signals(self) -> frozenset[Signal]:
         """Saliency; relevance unless it is off or has no weight; encoder features if distances are taken there."""
@@ -144,14 +132,3 @@ class FSR(Method):
         else:
             chosen = focus(phi, k, self.rho, self.focus_mass, self.max_focus)
         return phi, chosen.wanted, units, scan(units, chosen, raw)
-
-
-def _in_range(name: str, value: Any, allowed: str, test: Callable[[float], bool]) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and test(float(value))):
-        raise UsageError(f"{name}={value!r} is out of range: give {allowed}.")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name}={value!r} is unknown: use one of {', '.join(map(repr, allowed))}.")

@@ -5,10 +5,11 @@ what is printed there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from fsr.methods.base import register
 from fsr.methods.fsr import FSR
+from fsr.methods.options import EXPONENT, SHARE
 from fsr.stages.focus import FocusBy
 
 __all__ = ["PaperFSR"]
@@ -27,5 +28,5 @@ class PaperFSR(FSR):
     name: ClassVar[str] = "fsr-paper"
 
     focus_by: FocusBy = "prefix"
-    beta: float = 1.0
-    max_focus: float = 1.0
+    beta: Annotated[float, EXPONENT] = 1.0
+    max_focus: Annotated[float, SHARE] = 1.0

@@ -21,12 +21,13 @@ One tile, bare tensors, or `per="tile"` leave nothing to divide: top K by salien
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.options import SHARE
 from fsr.methods.quotas import apportion, take_quota
 from fsr.methods.saliency import by_score
 from fsr.stages.ranking import top_k
@@ -70,12 +71,7 @@ class HiRED(Method):
     licence_note = "authors' code: MIT; written from the formulas"
     needs = frozenset({"saliency", "first_saliency"})
 
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.alpha <= 1.0:
-            raise UsageError(f"alpha={self.alpha} is no share: give 0 <= alpha <= 1.")
+    alpha: Annotated[float, SHARE] = 0.5
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from fsr.errors import BudgetError, UsageError
 from fsr.methods.budget import check_keep, count_of
 from fsr.methods.chain import IN_LLM, Chainable
+from fsr.methods.options import check_options
 
 __all__ = ["Choice", "InLLMMethod", "InLLMSignal", "View", "spread"]
 
@@ -94,6 +95,7 @@ class InLLMMethod(Chainable, ABC):
     def __post_init__(self) -> None:
         for keep in self.keep if isinstance(self.keep, tuple) else (self.keep,):
             check_keep(keep)
+        check_options(self)
 
     @abstractmethod
     def drop_layers(self, depth: int) -> tuple[int, ...]:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from fsr.errors import BudgetError, UsageError
 from fsr.methods.budget import check_keep, count_of
 from fsr.methods.in_llm import Choice, InLLMMethod, View
+from fsr.methods.options import LAYER, check_options
 from fsr.methods.picture_budgets import Keep
 
 __all__ = ["Late"]
@@ -45,7 +47,7 @@ class Late(InLLMMethod):
     ordered = True
 
     keep: Keep | tuple[Keep, ...] | Mapping[int, Keep] = 0  # type: ignore[assignment]  # one value per layer, too
-    at: tuple[int, ...] = ()
+    at: tuple[Annotated[int, LAYER], ...] = ()
 
     def __post_init__(self) -> None:
         keep, at = self.keep, self.at
@@ -53,7 +55,7 @@ class Late(InLLMMethod):
             if at:
                 raise UsageError("late: name the layers in keep={layer: tokens} or in at=(...), not in both.")
             at, keep = tuple(keep), tuple(keep.values())
-        if not at:
+        if not isinstance(at, list | tuple) or not at:
             raise UsageError("late: name the layers, for example Late({12: 64, 24: 0}).")
         if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in at):
             raise UsageError(f"late: layers {at} must be whole numbers.")
@@ -64,6 +66,7 @@ class Late(InLLMMethod):
             raise BudgetError(f"late: keep={keep} for {len(at)} layers: give one value per layer, or one.")
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "at", tuple(at))
+        check_options(self)
 
     def drop_layers(self, depth: int) -> tuple[int, ...]:
         """`at`, whatever the depth."""

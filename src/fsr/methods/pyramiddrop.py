@@ -19,11 +19,12 @@ Differs from the authors' code:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from fsr.errors import UsageError
 from fsr.methods.base import register
 from fsr.methods.fastv import fastv_score
 from fsr.methods.in_llm import Choice, InLLMMethod, View, spread
+from fsr.methods.options import LAYER, Within
 from fsr.stages.ranking import top_k
 
 __all__ = ["PyramidDrop"]
@@ -45,13 +46,8 @@ class PyramidDrop(InLLMMethod):
     licence_note = "authors' code: MIT; written from the formulas"
     needs = frozenset({"next_attention", "states"})
 
-    at: tuple[int, ...] | None = None
-    drops: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drops < 1:
-            raise UsageError(f"drops={self.drops}: give at least one.")
+    at: tuple[Annotated[int, LAYER], ...] | None = None
+    drops: Annotated[int, Within(1, 1000)] = 3
 
     def drop_layers(self, depth: int) -> tuple[int, ...]:
         """`at`, or an even split of the depth."""

@@ -9,10 +9,12 @@ after the projector; needs nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.options import Within
 from fsr.tokens import Stage, VisualTokens
 
 __all__ = ["Random"]
@@ -31,7 +33,7 @@ class Random(Method):
     paper = "none (baseline)"
     licence_note = "no outside code"
 
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""

@@ -13,12 +13,13 @@ budget in LLaVA-NeXT is total / tiles for each tile: `per="tile"` with that numb
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from fsr.errors import UsageError
 from fsr.kernels import cosine, coverage
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.options import EXPONENT
 from fsr.tokens import Stage, VisualTokens
 
 __all__ = ["Scope"]
@@ -38,12 +39,7 @@ class Scope(Method):
     licence_note = "authors' code has no licence file; written from the formulas"
     needs = frozenset({"saliency", "encoder"})
 
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha >= 0:
-            raise UsageError(f"alpha={self.alpha} is out of range: give alpha >= 0.")
+    alpha: Annotated[float, EXPONENT] = 1.0
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""

@@ -25,6 +25,7 @@ Differs from the authors' code:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from torch import Tensor
 from fsr.errors import FeatureError
 from fsr.methods.base import register
 from fsr.methods.in_llm import Choice, InLLMMethod, View, spread
+from fsr.methods.options import LAYER
 from fsr.stages.ranking import top_k
 
 __all__ = ["SparseVLM", "cluster_count", "density_peaks", "raters", "recycled", "relation"]
@@ -105,7 +107,7 @@ class SparseVLM(InLLMMethod):
     licence_note = "authors' code: Apache-2.0; written from the formulas"
     needs = frozenset({"attention", "embeddings", "states", "text"})
 
-    at: tuple[int, ...] | None = None
+    at: tuple[Annotated[int, LAYER], ...] | None = None
     recycle: bool = True
 
     def drop_layers(self, depth: int) -> tuple[int, ...]:

@@ -21,13 +21,14 @@ In LLaVA-NeXT they count the budget per tile: `per="tile"`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.options import Within
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
 
@@ -98,13 +99,8 @@ class VisionZip(Method):
     licence_note = "authors' code: Apache-2.0; written from the formulas"
     needs = frozenset({"saliency", "keys"})
 
-    contextual: float = 10 / 64
+    contextual: Annotated[float, Within(0, 1, below=True)] = 10 / 64
     faithful: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.contextual < 1.0:
-            raise UsageError(f"contextual={self.contextual} is no share below 1: give 0 <= contextual < 1.")
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""

@@ -22,13 +22,14 @@ in the layer that made the features), encoder features h. Cost: (N - K) / 8 roun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.options import SHARE
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
 
@@ -72,12 +73,7 @@ class VisPruner(Method):
     licence_note = "authors' code: Apache-2.0; written from the formulas"
     needs = frozenset({"saliency", "encoder"})
 
-    ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.ratio <= 1.0:
-            raise UsageError(f"ratio={self.ratio} is no share: give 0 <= ratio <= 1.")
+    ratio: Annotated[float, SHARE] = 0.5
 
     def pick(self, tokens: VisualTokens, k: int) -> Picks:
         """See `Method.pick`."""

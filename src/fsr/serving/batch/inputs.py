@@ -53,6 +53,10 @@ def read_rows(source: Path, question: str | None = None) -> list[Row]:
     if question is not None and not question.strip():
         raise UsageError("--question is empty: write what you want to know about the pictures.")
     if source.is_dir():
+        if any(source.glob("*.parquet")) and not _pictures(source):
+            raise UsageError(
+                f"{str(source)!r} holds parts of Parquet, which are not read as one: give a .parquet file."
+            )
         if question is None:
             raise UsageError("a folder holds no questions: give --question, the same for every picture.")
         found = [{"image": path} for path in _pictures(source)]
@@ -108,7 +112,7 @@ def _checked(value: Any, where: str, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"error": f"{where} is no object: write {{'image': ..., 'question': ...}}.", "key": key}
     row = {name: value.get(name) for name in ("id", "image", "question")}
-    if row["id"] is not None and not isinstance(row["id"], str | int):
+    if row["id"] is not None and (isinstance(row["id"], bool) or not isinstance(row["id"], str | int)):
         return {"error": f"{where}: `id` must be text or a whole number.", "key": key}
     for name in ("image", "question"):
         if row[name] is not None and not isinstance(row[name], str):
@@ -127,8 +131,7 @@ def _parquet(file: Path, has_question: bool) -> Iterator[dict[str, Any]]:
         names = [n for n in ("image", "question") if n not in schema.names and not (n == "question" and has_question)]
         if names:
             raise UsageError(f"{file.name} has no column {' and no '.join(names)}, only {', '.join(schema.names)}.")
-        kind = schema.field("image").type
-        embedded = not (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        embedded = _is_embedded(schema.field("image").type, file.name)
         wanted = [n for n in ("id", "question") if n in schema.names] + ([] if embedded else ["image"])
         table = pq.read_table(file, columns=wanted)
     except (pa.ArrowException, OSError) as error:
@@ -136,6 +139,39 @@ def _parquet(file: Path, has_question: bool) -> Iterator[dict[str, Any]]:
     for place, value in enumerate(table.to_pylist()):
         row = _checked(value, f"row {place}", str(place))
         yield row | ({"image": f"{file.name}#{place}", "place": place} if embedded else {})
+
+
+def _is_embedded(kind: Any, name: str) -> bool:
+    """False for a column of paths, True for bytes of picture files or `datasets`' struct; categories and views of them
+    too.
+
+    Raises:
+        UsageError: neither.
+    """
+    import pyarrow as pa
+
+    def value(kind: Any) -> Any:
+        while isinstance(kind, pa.DictionaryType | pa.BaseExtensionType):
+            kind = kind.value_type if isinstance(kind, pa.DictionaryType) else kind.storage_type
+        return kind
+
+    def among(kind: Any, *names: str) -> bool:
+        return any(getattr(pa.types, f"is_{name}", lambda _: False)(value(kind)) for name in names)
+
+    texts, binaries = ("string", "large_string", "string_view"), ("binary", "large_binary", "binary_view")
+    if among(kind, *texts):
+        return False
+    if among(kind, *binaries):
+        return True
+    plain = value(kind)
+    if pa.types.is_struct(plain):
+        fields = {plain.field(i).name: plain.field(i).type for i in range(plain.num_fields)}
+        if any(among(t, *(binaries if n == "bytes" else texts)) for n, t in fields.items() if n in ("bytes", "path")):
+            return True
+    raise UsageError(
+        f"the column `image` of {name} holds {str(kind)[:80]}: give paths, the bytes of picture files, or a struct of "
+        "`bytes` and `path`, one picture per row."
+    )
 
 
 def _identified(found: Sequence[Mapping[str, Any]]) -> list[Row]:
