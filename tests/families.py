@@ -7,6 +7,7 @@ then the marks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +45,7 @@ from family_models import (  # noqa: F401  (tests take them from here)
     text,
 )
 from family_models_recent import gemma4, glm, mistral3, omni, pixtral, qwen_recent
+from fsr.adapters import find
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,12 @@ def _ragged_clip(seed: int) -> dict[str, Any]:
     pixels[:], places[:] = 0, -1
     pixels[:, :24] = noise(seed, 3, 24, 48).sigmoid()
     places[:, :24] = torch.stack([torch.arange(6).repeat(4), torch.arange(4).repeat_interleave(6)], -1)
-    return {"pixel_values_videos": pixels, "video_position_ids": places, "num_frames_per_video": torch.tensor([3])}
+    import transformers
+
+    clip = {"pixel_values_videos": pixels, "video_position_ids": places}
+    if "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.get_video_features).parameters:
+        return {**clip, "num_frames_per_video": torch.tensor([3])}
+    return {name: value[None] for name, value in clip.items()}
 
 
 RASTERS = [[4, 6], [8, 6], [4, 4]]
@@ -300,7 +307,7 @@ def prompts(
 
 def _lengths(model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
     with torch.no_grad():
-        pooled = getattr(model.model, f"get_{modality}_features")(**inputs, return_dict=True).pooler_output
+        pooled = getattr(find(model).base, f"get_{modality}_features")(**inputs, return_dict=True).pooler_output
     return [e.numel() // e.shape[-1] for e in pooled]
 
 

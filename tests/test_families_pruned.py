@@ -10,6 +10,7 @@ from transformers.generation import utils as generation
 import families
 import tiny
 from fsr import FSR, UsageError, prune
+from fsr.adapters import find
 
 K = 3
 OLD = not hasattr(generation, "_slice_mm_encoder_output")
@@ -30,7 +31,7 @@ def axes_of(name, base, inputs):
 
 def by_hand(name, model, inputs, selections):
     """Logits of one unpadded row: everything merged at full length, then the columns that are not kept left out."""
-    base, ids = model.model, inputs["input_ids"]
+    base, ids = find(model).base, inputs["input_ids"]
     embeds = model.get_input_embeddings()(ids).clone()
     keep = torch.ones_like(ids[0], dtype=torch.bool)
     deep: dict[int, list[torch.Tensor]] = {}
@@ -66,7 +67,7 @@ def by_hand(name, model, inputs, selections):
     elif hasattr(base, "get_rope_index"):
         axes = axes_of(name, base, inputs)
         kwargs["position_ids"] = torch.cat([kwargs["position_ids"][None], axes[:, :, where]])
-        runner = base.language_model
+        runner = model.get_decoder()
     if deep:
         visual = (ids == families.IMAGE) | (ids == families.VIDEO)
         rows = keep[visual[0]]  # pictures first, then the clip, as in the prompt
@@ -130,6 +131,8 @@ def test_ragged_rows_in_every_mode(name):
         width = batch["input_ids"].shape[1]
         greedy = model.generate(**batch, max_new_tokens=4, do_sample=False)
         modes = [dict(cache_implementation="static"), dict(use_cache=False)]
+        if OLD and name == "gemma4":  # there short prompts differ in a static cache without pruning, too
+            modes = modes[1:]
         if OLD or name in ("gemma3", "gemma4", "paligemma"):  # their pictures are one bidirectional block
             with pytest.raises(UsageError, match="prefill_chunk_size"):
                 model.generate(**batch, max_new_tokens=4, prefill_chunk_size=7)
@@ -158,11 +161,10 @@ def test_ragged_rows_in_every_mode(name):
 
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_cache_is_short_and_positions_are_as_promised(name, feature):
-    model, base = families.model_of(name), families.model_of(name).model
+    model, base = families.model_of(name), find(families.model_of(name)).base
     inputs = families.row_alone(name, families.mixed(name), 1)
     seen = []
-    language = getattr(base, "language_model", None) or base.text_model
-    spy = language.register_forward_pre_hook(
+    spy = model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
     )
     try:

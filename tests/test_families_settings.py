@@ -185,23 +185,6 @@ def test_generic_adapter_announces_itself(feature):
     feature("anything else (generic, by structure)", "K = N identity (sdpa)")
 
 
-def test_generic_adapter_pools_blocks_of_patches():
-    """A picture whose tokens are 2 x 2 blocks: scores are block means, and other shapes are refused."""
-    from types import SimpleNamespace
-
-    from fsr.adapters.base import TowerStates
-    from fsr.adapters.generic import GenericAdapter
-
-    adapter = GenericAdapter(vip_llava())
-    score = torch.arange(16.0)[None]
-    seen = TowerStates(score, {}, frozenset({"saliency"}), -2)
-    units = adapter.units("image", SimpleNamespace(pooler_output=torch.zeros(1, 4, 8)), seen, {}).tokens
-    assert units[0].saliency.tolist() == [2.5, 4.5, 10.5, 12.5]
-    for tokens in (5, 9):
-        with pytest.raises(UnsupportedModelError, match="Write an adapter"):
-            adapter.units("image", SimpleNamespace(pooler_output=torch.zeros(1, tokens, 8)), seen, {})
-
-
 def test_unsupported_models_are_refused_by_name():
     from transformers import LlamaForCausalLM
 

@@ -62,14 +62,60 @@ def tokenizer(named: dict[int, tuple[str, str]], newline: bool = False) -> Any:
 
 def processor_of(name: str) -> Any:
     """The family's own processor, small."""
-    if name in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+    if name.startswith("qwen"):
         sizes = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
         sizes |= dict(size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48})
-        kind = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL"}[name]
-        clips = t.Qwen3VLVideoProcessor if name == "qwen3-vl" else t.Qwen2VLVideoProcessor
+        kind = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL"}.get(name, "Qwen3VL")
+        clips = t.Qwen3VLVideoProcessor if kind == "Qwen3VL" else t.Qwen2VLVideoProcessor
         return getattr(t, f"{kind}Processor")(
             image_processor=t.Qwen2VLImageProcessor(**sizes), video_processor=clips(**sizes),
             tokenizer=tokenizer(QWEN), chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+        )  # fmt: skip
+    if name.startswith("glm"):
+        named = {
+            families.IMAGE: ("image_token", "<|image|>"),
+            families.VIDEO: ("video_token", "<|video|>"),
+            families.OPEN: ("image_start_token", "<|begin_of_image|>"),
+            families.CLOSE: ("image_end_token", "<|end_of_image|>"),
+            75: ("video_start_token", "<|begin_of_video|>"),
+            76: ("video_end_token", "<|end_of_video|>"),
+        }
+        sizes = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
+        sizes |= dict(size={"shortest_edge": 2 * 16 * 16, "longest_edge": 2 * 48 * 48})
+        kind = "Glm46V" if name == "glm46v" else "Glm4v"
+        return getattr(t, f"{kind}Processor")(
+            image_processor=getattr(t, f"{kind}ImageProcessor")(**sizes),
+            video_processor=getattr(t, f"{kind}VideoProcessor")(**sizes), tokenizer=tokenizer(named),
+            chat_template=template("<|begin_of_image|><|image|><|end_of_image|>"),
+        )  # fmt: skip
+    if name in ("mistral3", "pixtral"):
+        named = {
+            families.IMAGE: ("image_token", "[IMG]"),
+            families.BREAK: ("image_break_token", "[IMG_BREAK]"),
+            families.CLOSE: ("image_end_token", "[IMG_END]"),
+        }
+        return t.PixtralProcessor(
+            image_processor=t.PixtralImageProcessor(
+                patch_size={"height": 4, "width": 4}, size={"longest_edge": 32}
+            ),
+            tokenizer=tokenizer(named), patch_size=4, spatial_merge_size=2 if name == "mistral3" else 1,
+            chat_template=template("[IMG]"),
+        )  # fmt: skip
+    if name == "gemma4":
+        named = {
+            families.IMAGE: ("image_token", "<|image|>"),
+            families.VIDEO: ("video_token", "<|video|>"),
+            families.OPEN: ("boi_token", "<|image>"),
+            families.CLOSE: ("eoi_token", "<image|>"),
+            77: ("audio_token", "<|audio|>"),
+            78: ("boa_token", "<|audio>"),
+            79: ("eoa_token", "<audio|>"),
+        }
+        sizes = dict(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+        return t.Gemma4Processor(
+            feature_extractor=t.Gemma4AudioFeatureExtractor(), image_processor=t.Gemma4ImageProcessor(**sizes),
+            video_processor=t.Gemma4VideoProcessor(**sizes), tokenizer=tokenizer(named),
+            chat_template=template("<|image|>"),
         )  # fmt: skip
     if name == "llava-onevision":
         return t.LlavaOnevisionProcessor(

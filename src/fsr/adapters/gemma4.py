@@ -34,7 +34,7 @@ class Gemma4Adapter(PackedAdapter):
         name = f"{modality}_position_ids"
         if inputs.get(name) is None:
             raise UsageError(f"pictures of any shape need {name}: pass all that the processor returned.")
-        return inputs[name]
+        return inputs[name].flatten(0, -3)  # older releases give clips a dimension of their own
 
     def layout(self, modality: Modality, output: Any, inputs: Mapping[str, Any]) -> Layout:
         """A picture or frame is one tile."""
@@ -71,4 +71,5 @@ class Gemma4Adapter(PackedAdapter):
         return bool(signals & {"relevance", "encoder"})
 
     def _frames(self, inputs: Mapping[str, Any]) -> list[int]:
-        return [int(n) for n in inputs["num_frames_per_video"]]
+        at = inputs["video_position_ids"]
+        return [at.shape[1]] * len(at) if at.dim() == 4 else [int(n) for n in inputs["num_frames_per_video"]]

@@ -9,11 +9,15 @@ from torch import nn
 
 from fsr.adapters.base import Adapter
 from fsr.adapters.generic import GenericAdapter
+from fsr.adapters.generic_grid import GenericAxesAdapter, GenericGridAdapter
+from fsr.adapters.generic_plain import GenericPlainAdapter
 from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UnsupportedModelError
 
 __all__ = ["available", "find", "register"]
 
+# By structure, the most particular first.
+GENERIC = (GenericAxesAdapter, GenericGridAdapter, GenericPlainAdapter, GenericAdapter)
 _ADAPTERS: dict[str, type[Adapter]] = {}
 A = TypeVar("A", bound=type[Adapter])
 
@@ -43,8 +47,9 @@ def find(model: nn.Module) -> Adapter:
     for cls in adapters.values():
         if cls.matches(model):
             return cls(model)
-    if GenericAdapter.matches(model):
-        return GenericAdapter(model)
+    for generic in GENERIC:
+        if generic.matches(model):
+            return generic(model)
     for path, part in model.named_modules():
         if path and any(cls.matches(part) for cls in adapters.values()):
             raise UnsupportedModelError(
@@ -53,4 +58,7 @@ def find(model: nn.Module) -> Adapter:
             )
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
-    raise UnsupportedModelError(f"no adapter for model type {kind!r}: known are {known}.")
+    raise UnsupportedModelError(
+        f"no adapter for model type {kind!r}, and the generic ones need `get_image_features`, an image token and "
+        f"positions that count on (or `get_rope_index`). Known are {known}."
+    )

@@ -1,0 +1,176 @@
+"""Every class that `AutoModelForImageTextToText` maps, on a tiny random twin: what this library does with it.
+
+    python benchmarks/class_map.py [MODEL_TYPE ...] [--write]
+
+Per class: the adapter; whether a budget of all tokens changes nothing bit for bit (greedy, beams, no cache); whether
+exactly K tokens stay of every picture; whether the model is left as it was; which signals there are. Or the one line
+that refuses it. `--write` puts the table of this Transformers release into docs/classes.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+
+import class_twins  # noqa: E402
+import families  # noqa: E402
+from fsr import FSR, FSRError, UnsupportedModelError, prepare, prune  # noqa: E402
+from fsr.adapters import find  # noqa: E402
+from fsr.methods import get  # noqa: E402
+
+PAGE = ROOT / "docs" / "classes.md"
+KEEP = 3
+MODES: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
+# Classes whose twins the tests have, with hand-made prompts: model type -> family of tests/families.py.
+TESTED = {
+    "gemma3": "gemma3", "gemma4": "gemma4", "glm46v": "glm46v", "glm4v": "glm4v", "glm4v_moe": "glm4v-moe",
+    "glmga": "glm46v", "idefics3": "idefics3", "internvl": "internvl", "llava": "llava", "llava_next": "llava-next",
+    "llava_next_video": "llava-next-video", "llava_onevision": "llava-onevision", "mistral3": "mistral3",
+    "paligemma": "paligemma", "qwen2_5_omni_thinker": "qwen2.5-omni", "qwen2_5_vl": "qwen2.5-vl",
+    "qwen2_vl": "qwen2-vl", "qwen3_5": "qwen3.5", "qwen3_5_moe": "qwen3.5-moe", "qwen3_vl": "qwen3-vl",
+    "qwen3_omni_moe_thinker": "qwen3-omni", "qwen3_vl_moe": "qwen3-vl-moe", "shieldgemma2": "gemma3",
+    "smolvlm": "smolvlm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """verdict: "works", "refused", "no features" (the class takes none), "no twin" or "wrong". text: adapter and
+    signals, the refusal, or what went wrong."""
+
+    model_type: str
+    verdict: str
+    text: str
+
+
+def look(model_type: str) -> Row:
+    """One class, on a twin that is made for it and dropped."""
+    cls = getattr(transformers, class_twins.NAMES[model_type])
+    if not class_twins.takes_features(cls):
+        return Row(model_type, "no features", "takes no features from outside")
+    try:
+        if model_type in TESTED:
+            model = families.model_of(TESTED[model_type])
+            inputs = families.prompts(TESTED[model_type], [(1, 0)])
+        else:
+            model = class_twins.twin(model_type)
+            inputs = None
+    except Exception as error:
+        return Row(model_type, "no twin", _line(error))
+    before, training = set(model.__dict__), model.training
+    try:
+        adapter = find(model)
+    except UnsupportedModelError as error:
+        return Row(model_type, "refused", _line(error))
+    try:
+        if inputs is None:
+            inputs = class_twins.inputs_for(model, adapter.base)
+        expected = {"greedy": _run(model, inputs, {})}
+    except Exception as error:
+        return Row(model_type, "no twin", f"no prompt for the twin: {_line(error)}")
+    for mode, options in MODES.items():
+        try:
+            run = _run(model, inputs, options)
+            if (run[1][0] - expected["greedy"][1][0][:1]).abs().max() < 1e-3:  # else Transformers mixes up pictures
+                expected[mode] = run
+        except Exception:
+            continue
+    try:
+        signals = _signals(model, inputs)
+        whole = FSR(keep=9999, relevance="none") if "saliency" in signals else get("divprune", keep=9999)
+        for mode in expected:
+            with prune(model, whole):
+                got = _run(model, inputs, MODES[mode])
+            if not all(torch.equal(a, b) for a, b in zip(got, expected[mode])):
+                return Row(model_type, "wrong", f"{adapter.name}: all tokens kept, {mode} differs")
+        few = FSR(keep=KEEP, relevance="none") if "saliency" in signals else get("divprune", keep=KEEP)
+        with prune(model, few) as pruned:
+            _run(model, inputs, {})
+        kept = [s.kept for s in pruned.last.selections]
+        if kept != [min(KEEP, s.total) for s in pruned.last.selections] or pruned.last.tokens_after != sum(kept):
+            return Row(model_type, "wrong", f"{adapter.name}: kept {kept}")
+    except UnsupportedModelError as error:
+        left = set(model.__dict__) == before
+        return Row(model_type, "refused" if left else "wrong", _line(error))
+    except Exception as error:
+        return Row(model_type, "wrong", f"{adapter.name}: {type(error).__name__}: {_line(error)}")
+    if set(model.__dict__) != before or model.training != training:
+        return Row(model_type, "wrong", f"{adapter.name}: the model is not as it was")
+    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}")
+
+
+def _run(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    out = model.generate(
+        **inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+    )
+    return out.sequences, torch.stack(out.logits)
+
+
+def _signals(model: Any, inputs: dict[str, Any]) -> list[str]:
+    """Those of the vision side that some method can read here."""
+    found = []
+    for name, method in {"saliency": FSR(keep=KEEP, relevance="none"), "keys": get("visionzip", keep=KEEP)}.items():
+        try:
+            prepare(model, method, inputs)
+            found.append(name)
+        except UnsupportedModelError:
+            if name == "keys" and not found:
+                prepare(model, get("divprune", keep=KEEP), inputs)
+        except FSRError:
+            continue
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:260].replace("|", "/")
+
+
+def page(rows: list[Row]) -> str:
+    """The table as Markdown."""
+    works = [r for r in rows if r.verdict == "works"]
+    takes = [r for r in rows if r.verdict != "no features"]
+    lines = [
+        f"## transformers {transformers.__version__}",
+        "",
+        f"{len(rows)} classes; {len(takes)} take features from outside; {len(works)} of those work on their twins.",
+        "",
+        "| class | verdict | adapter: signals, or why not |",
+        "|---|---|---|",
+        *(f"| {r.model_type} | {r.verdict} | {r.text} |" for r in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    rows = []
+    for model_type in args.types or sorted(class_twins.NAMES):
+        rows.append(look(model_type))
+        print(*(rows[-1].verdict, rows[-1].model_type, rows[-1].text), sep="  ", flush=True)
+    print(page(rows).splitlines()[2])
+    if args.write:
+        head, _, rest = PAGE.read_text(encoding="utf-8").partition("## transformers ")
+        parts = {p.partition("\n")[0]: f"## transformers {p}" for p in rest.split("## transformers ") if p}
+        parts[transformers.__version__] = page(rows)
+        PAGE.write_text(head + "\n".join(p.rstrip() + "\n" for _, p in sorted(parts.items(), reverse=True)), "utf-8")
+    return int(any(r.verdict == "wrong" for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
