@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/late_drops.py [--questions 800] [--split test] [--json out.json]
 
-In `mini` (four layers) 1.5 K tokens enter and 0.5 K are left from layer 2 on: on average K tokens per layer. Each schedule enters
-with the same tokens of FSR and ends with the same number; only who chooses the ones that stay differs: the order in
-which FSR chose them (`Late`), or the scores of FastV, SparseVLM, DART and PyramidDrop. FSR with K tokens throughout is
-the row beside them. Differences to the best peer by exact McNemar on the same questions.
+In `mini` (four layers) 1.5 K tokens enter and 0.5 K are left from layer 2 on: on average K tokens per layer. Each
+schedule enters with the same tokens of FSR and ends with the same number; only who chooses the ones that stay differs:
+the order in which FSR chose them (`Late`), or the scores of FastV, SparseVLM, DART and PyramidDrop. FSR with K tokens
+throughout is the row beside them. Differences to the best peer by exact McNemar on the same questions.
 """
 
 from __future__ import annotations
