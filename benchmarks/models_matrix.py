@@ -60,6 +60,18 @@ LLaVA-NeXT in the setting of the papers (672 x 672, five tiles, 2880 tokens):
 `with five_tiles(model, processor) as processor:` from `fsr.adapters.llava_next`. `report.budgets` prints the budget
 over the picture and per tile.
 
+[Every class](classes.md) is the map of all classes of Transformers, those of the generic adapters included.
+
+Mistral 3 and Pixtral end every row of a picture with a text token. These stay: a picture of 30 rows keeps 30 tokens
+beside its budget.
+
+Methods inside the language model refuse Qwen3.5 and 3.6 (three of four layers are recurrent), Gemma 3 and 4 (sliding
+windows, shared keys and values), and drop behind the layers that take DeepStack features (Qwen3-VL, Qwen3-Omni).
+
+GLM in any release, and Qwen3.5 before 5.23, answer beams over several pictures wrongly without pruning; pruned runs
+equal greedy decoding in the first step. GLM fails on clips with beams, pruned or not. Before
+5.23, static caches of Gemma 4 are wrong for short prompts, pruned or not.
+
 Before transformers 5.23, Transformers itself mixes up the pictures of a row when it repeats them for beams. Pruned runs
 are right there, or refused where they cannot be.
 """

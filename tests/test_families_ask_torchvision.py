@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 WHEEL = Path(sys.prefix) / "torchvision-only"
 INSTALL = f"pip install --no-deps --target {WHEEL} torchvision==0.28.0"
 NAMES = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "llava-next-video", "llava-onevision", "internvl", "smolvlm", "gemma3"]
+NAMES += ["qwen3-vl-moe", "qwen3.5", "qwen3.5-moe", "glm4v", "glm4v-moe", "glm46v", "mistral3", "pixtral", "gemma4"]
 KEEP = 3
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +35,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("torchvision")
     path = os.pathsep.join([str(WHEEL), str(HERE / "shims"), str(HERE), os.environ.get("PYTHONPATH", "")])
     program = [sys.executable, str(HERE / "torchvision_families.py"), str(folder), *NAMES]
-    done = subprocess.run(program, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(program, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}
 

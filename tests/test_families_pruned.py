@@ -131,6 +131,8 @@ def test_ragged_rows_in_every_mode(name):
         width = batch["input_ids"].shape[1]
         greedy = model.generate(**batch, max_new_tokens=4, do_sample=False)
         modes = [dict(cache_implementation="static"), dict(use_cache=False)]
+        if OLD and name == "gemma4":  # there short prompts differ in a static cache without pruning, too
+            modes = modes[1:]
         if OLD or name in ("gemma3", "gemma4", "paligemma"):  # their pictures are one bidirectional block
             with pytest.raises(UsageError, match="prefill_chunk_size"):
                 model.generate(**batch, max_new_tokens=4, prefill_chunk_size=7)

@@ -61,7 +61,7 @@ def check_options(method: Any) -> None:
     Raises:
         UsageError: a value of another type, or out of range.
     """
-    hints = _hints(type(method))
+    hints = _hints(type(method))  # type: ignore[arg-type]  # a class is hashable
     for field in fields(method):
         if field.name == "keep":
             object.__setattr__(method, "keep", _plain(method.keep))
