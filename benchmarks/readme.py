@@ -69,6 +69,10 @@ def verdict(result: dict) -> str:
             f"At {k} tokens it is not separable from {', '.join(ties) or 'none'}, and loses to "
             f"{', '.join(losses) or 'none'}."
         )
+    # Defaults may have changed since: the README says what was measured.
+    options = next(r for r in rows if r["method"] == "fsr")["settings"][0]["options"]
+    told = ", ".join(f"{name}={options[name]!r}" for name in ("focus_by", "alpha", "beta", "max_focus"))
+    lines.append(f"`fsr` in this table is `FSR({told})`, measured on {result['date']}.")
     lines.append("`*` prunes inside the language model and costs more: its budget is what the last layer holds.")
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def situations(draw: Any) -> Situation:
     family = draw(st.sampled_from(sorted(families.FAMILIES)))
     methods = [*BEFORE] + ([*INSIDE] if fast(family) else [])
     method = draw(st.sampled_from(methods))
-    clips = 1 if families.FAMILIES[family].clip else 0
+    clips = 1 if families.FAMILIES[family].clip and families.FAMILIES[family].mixes else 0
     row = st.tuples(st.integers(0, 2), st.integers(0, clips))
     rows = draw(st.lists(row, min_size=1, max_size=3).filter(lambda r: any(n + v for n, v in r)))
     call = draw(st.sampled_from(["forward", "generate", "prepare-forward", "prepare-generate"]))
@@ -216,7 +216,7 @@ def search(examples: int, number: int | None) -> None:
 def test_situations(capsys):
     began = time.monotonic()
     if not MINUTES:
-        search(60, None)
+        search(50, None)
     number = 0
     while time.monotonic() < began + 60 * MINUTES:
         number += 1

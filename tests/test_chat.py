@@ -36,6 +36,8 @@ def broken():
 )
 def test_a_template_that_cannot_be_used_is_one_line(broken, template, reason):
     broken.chat_template = template
+    if "[1]['text']" in template and not tiny.CHUNKS_SLICE_PICTURES:
+        pytest.skip("before 5.23 processors let a template drop the picture: the commands say so after the call")
     with pytest.raises(UsageError, match=reason) as found:
         chat_inputs(broken, SCENE, QUESTION)
     assert "\n" not in str(found.value) and not isinstance(found.value, PictureError)

@@ -118,7 +118,7 @@ def test_distinct_focus_equals_a_naive_loop(seed, keep, rho, most):
     tokens = sample(seed, n=60)
     near = tokens.features[torch.arange(60) // 4 * 4] + 0.1 * tokens.features
     tokens = VisualTokens(features=near, saliency=tokens.saliency, relevance=tokens.relevance)
-    (s,) = FSR(keep=keep, rho=rho, max_focus=most)([tokens])
+    (s,) = FSR(keep=keep, rho=rho, max_focus=most, focus_by="distinct")([tokens])
     v = near.double().numpy()
     v = v / np.linalg.norm(v, axis=1, keepdims=True)
     phi = [float(p) for p in s.priority]
@@ -131,6 +131,40 @@ def test_distinct_focus_equals_a_naive_loop(seed, keep, rho, most):
         focus.append(max(range(60), key=lambda i: uncovered[i]))
     assert s.n_focus == len(focus) == s.focus_wanted
     assert s.rows[s.order.argsort()][: s.n_focus].tolist() == focus
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(2, 39), st.booleans(), st.sampled_from([0.0, 0.5]))
+def test_the_default_equals_the_rule_read_aloud(seed, keep, related, agree):
+    """Volume by determinants of numpy, evidence by loops, in float64."""
+    tokens = sample(seed)
+    (s,) = FSR(keep=keep, agree=agree, relevance="auto" if related else "none")([tokens])
+    v = tokens.features.double().numpy()
+    v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    cosines = v @ v.T
+
+    def stretched(x):
+        return (x - x.min()) / (x.max() - x.min())
+
+    def robust(x):
+        x = stretched(x.double().numpy())
+        common = np.array([np.average(x, weights=np.exp(row / 0.1)) for row in cosines])
+        return stretched((1 - agree) * x + agree * common), common.var() / x.var()
+
+    dull, trust = robust(tokens.saliency)
+    salient = 1 - min(1.0, trust) * (1 - dull)
+    floor = (keep / 40) ** 2 / ((keep / 40) ** 2 + 0.05**2)
+    evidence = robust(tokens.relevance)[0] if related else salient
+    phi = (floor + (1 - floor) * evidence) * (salient**0.25 if related else 1)
+    np.testing.assert_allclose(s.priority.numpy(), phi, atol=2e-5)
+    kernel = phi[:, None] * cosines * phi
+    focus = []
+    while len(focus) < -(-9 * keep // 10):
+        volume = [-1.0 if i in focus else np.linalg.det(kernel[np.ix_([*focus, i], [*focus, i])]) for i in range(40)]
+        if max(volume) < 1e-9 * max(kernel.diagonal()) ** (len(focus) + 1):
+            break  # 12 directions span everything: what follows is rounding
+        focus.append(int(np.argmax(volume)))
+    assert s.rows[s.order.argsort()][: len(focus)].tolist() == focus and s.n_focus == -(-9 * keep // 10)
 
 
 @few
@@ -177,8 +211,10 @@ def test_the_ends_of_the_options():
     for method in (FSR, PaperFSR):
         (no_scan,) = method(keep=10, rho=1.0, max_focus=1.0)([tokens])
         assert no_scan.n_scan == 0
-    (some_scan,) = FSR(keep=10, rho=1.0)([tokens])
-    assert some_scan.n_focus == 7
+    (some_scan,) = FSR(keep=10)([tokens])
+    assert some_scan.n_focus == 9  # of volume Focus takes its share, rounded up
+    (capped,) = FSR(keep=10, rho=1.0, focus_by="distinct", max_focus=0.75)([tokens])
+    assert capped.n_focus == 7
     (capped,) = FSR(keep=10, max_focus=0.3)([tokens])
     assert capped.n_focus <= 3
     (no_relevance,) = FSR(keep=10, relevance="none")([tokens])
@@ -195,7 +231,7 @@ def test_the_ends_of_the_options():
     [
         dict(alpha=-1), dict(beta=float("nan")), dict(rho=0), dict(rho=1.1), dict(kappa=-0.1), dict(max_focus=1.5),
         dict(max_focus=True), dict(focus_by="mass"), dict(focus_mass="some"), dict(focus_mass="top_k"),
-        dict(relevance="maybe"),
+        dict(relevance="maybe"), dict(agree=1.1), dict(lift=-0.1),
         dict(normalise="zscore"), dict(distance="euclid"), dict(per="pixel"),
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -131,7 +131,7 @@ class EncodedPicture:
 class _SeenWork(Work):
     """Pruning of prompts whose pictures were encoded before."""
 
-    seen: EncodedPrompt = field(kw_only=True)
+    seen: EncodedPrompt
 
     def run(self, *args: Any, **kwargs: Any) -> Prepared:
         """See `Work.run`."""

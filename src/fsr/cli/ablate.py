@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 
 from fsr.asking.options import build_method
-from fsr.cli.compare import add_benchmark_arguments, budgets, check_targets, open_runner, report
+from fsr.cli.compare import (
+    add_benchmark_arguments,
+    budgets,
+    check_targets,
+    open_runner,
+    quality_of,
+    report,
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Everything that can be wrong with the arguments is checked before the model is loaded."""
     bases = [build_method("fsr", keep, args.option) for keep in budgets(args.keep)]
+    quality = quality_of(args)
     files = check_targets(args)
     from fsr.evaluation.ablation import ablate
     from fsr.evaluation.plots import plot_ablation
     from fsr.evaluation.tables import ablation_table
 
-    result = ablate(open_runner(args), bases, args.positions)
+    result = ablate(open_runner(args), bases, args.positions, quality=quality)
     title = "FSR, one option at a time: accuracy, difference from the base in points, exact McNemar p"
     return report(args, result, files, {title: ablation_table(result)}, plot_ablation)

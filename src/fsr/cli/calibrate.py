@@ -33,13 +33,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {args.out!r}: give a file name that ends with .json, in a folder that exists.")
     if args.questions < 1:
         raise UsageError(f"--questions {args.questions}: give 1 or more.")
-    from fsr.asking.load import load
+    from fsr.asking.load import load, world_of
     from fsr.evaluation.calibrate import calibrate, look
     from fsr.evaluation.known_places import folder_places, scene_places
     from fsr.evaluation.question_set import build
 
-    places = folder_places(args.pictures) if args.pictures else scene_places(build("validation", 0, 2000))
     model, processor = load(args.model, args.device)
+    if args.pictures:
+        places = folder_places(args.pictures)
+    else:
+        places = scene_places(build("validation", 0, 2000, world_of(model.config)))
     found = calibrate(look(model, processor, islice(places, args.questions)), args.model)
     found.save(out)
     if args.json:

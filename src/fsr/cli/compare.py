@@ -22,6 +22,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="fsr,random,grid,pool,saliency,relevance,farthest",
         help="separated by commas, or `all`; options as fsr:rho=0.5; fsr always runs, the others are paired with it",
     )
+    parser.add_argument(
+        "--plane",
+        action="store_true",
+        help="over every quality of relevance and saliency: who can be trusted when a signal fails",
+    )
     add_benchmark_arguments(parser, keep="48,32,16,8,4", split="test")
 
 
@@ -36,6 +41,14 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, keep: str, split: s
     parser.add_argument(
         "--split", choices=("test", "validation"), default=split, help="defaults are chosen on validation"
     )
+    parser.add_argument("--crowded", action="store_true", help="a harder set: up to 14 things in a scene")
+    parser.add_argument(
+        "--relevance-quality",
+        default="100",
+        metavar="LEVEL",
+        help="100, 97, 66, 32 or chance: noise on relevance, named by the share of questions it leaves right in mini",
+    )
+    parser.add_argument("--saliency-quality", default="tower", metavar="KIND", help="tower, object or sinks")
     parser.add_argument("--positions", choices=("auto", "repack", "original"), default="auto", help="see prune()")
     add_relevance_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -55,13 +68,36 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         for keep in keeps:
             trials_of(name, keep)
+    quality = quality_of(args)
     files = check_targets(args)
+    if args.plane:
+        return _plane(args, names, keeps, files)
     from fsr.evaluation.comparison import compare
     from fsr.evaluation.plots import plot_comparison
     from fsr.evaluation.tables import comparison_tables
 
-    result = compare(open_runner(args), names, keeps, args.positions)
+    result = compare(open_runner(args), names, keeps, args.positions, quality)
     return report(args, result, files, comparison_tables(result), plot_comparison)
+
+
+def _plane(args: argparse.Namespace, names: list[str], keeps: list[int | float], files: Files) -> int:
+    from fsr.evaluation.plane import compare_plane
+    from fsr.evaluation.plane_plot import plot_plane
+    from fsr.evaluation.plane_tables import plane_tables
+    from fsr.evaluation.qualities import CLEAN
+
+    if quality_of(args) != CLEAN:
+        raise UsageError("--plane runs every quality: leave out --relevance-quality and --saliency-quality.")
+    told = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else (lambda line: None)
+    result = compare_plane(open_runner(args), names, keeps, args.positions, told)
+    return report(args, result, files, plane_tables(result), plot_plane)
+
+
+def quality_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The quality of the signals on the command line."""
+    from fsr.evaluation.qualities import Quality
+
+    return Quality(args.relevance_quality, args.saliency_quality)
 
 
 def budgets(text: str) -> list[int | float]:
@@ -104,7 +140,7 @@ def open_runner(args: argparse.Namespace):  # type: ignore[no-untyped-def]
 
     logging.set_verbosity_error()
     model, processor = load(args.model, args.device)
-    questions = build(args.split, args.seed, args.questions, world_of(model.config))
+    questions = build(args.split, args.seed, args.questions, world_of(model.config), args.crowded)
     resume = output_folder(args.resume_dir)
     return Runner(model, processor, questions, resume, progress=sys.stderr.isatty(), relevance=args.relevance)
 

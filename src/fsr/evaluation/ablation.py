@@ -4,11 +4,12 @@ arXiv 2602.05809, and every point that the paper leaves open)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from fsr.evaluation.comparison import about
+from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, unpruned
@@ -28,9 +29,10 @@ class Variant:
     positions: Positions | None = None
     sign: int = 1
 
-    def trial(self, base: FSR, positions: Positions) -> Trial:
+    def trial(self, base: FSR, positions: Positions, quality: Quality = CLEAN) -> Trial:
         """The run at the base's budget."""
-        return Trial(self.label, replace(base, **dict(self.options)), self.positions or positions, self.sign)
+        method = replace(base, **dict(self.options))
+        return Trial(self.label, method, self.positions or positions, self.sign, quality=quality)
 
 
 def _sweep(group: str, option: str, values: Sequence[Any]) -> list[Variant]:
@@ -41,21 +43,27 @@ VARIANTS: list[Variant] = [
     # The paper's four, and some with less saliency.
     *[
         Variant("exponents of relevance, saliency", f"{a:g}, {b:g}", (("alpha", a), ("beta", b)))
-        for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (3.0, 1.0), (3.0, 0.5), (3.0, 0.25), (3.0, 0.0))
+        for a, b in ((0.0, 0.25), (0.5, 0.25), (1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 1.0), (2.0, 0.25), (3.0, 1.0))
     ],
-    *_sweep("focus_by", "focus_by", ("distinct", "prefix")),
+    *_sweep("focus_by", "focus_by", ("volume", "distinct", "prefix")),
+    # The default of 0.1, fitted to perfect relevance.
+    Variant(
+        "focus_by",
+        "distinct, fitted",
+        (("focus_by", "distinct"), ("alpha", 3.0), ("beta", 0.5), ("max_focus", 0.75)),
+    ),
+    *_sweep("agree", "agree", (0.0, 0.25, 0.5, 0.75, 1.0)),
+    *_sweep("lift", "lift", (0.0, 0.03, 0.05, 0.07, 0.14)),
     # Focus may take half of the budget; beta is 1 in the paper.
     Variant("focus_by", "prefix, capped", (("focus_by", "prefix"), ("max_focus", 0.5))),
     Variant("focus_by", "prefix, top_k", (("focus_by", "prefix"), ("focus_mass", "top_k"))),
-    Variant("focus_by", "prefix, paper", (("focus_by", "prefix"), ("beta", 1.0), ("max_focus", 1.0))),
+    Variant("focus_by", "prefix, paper", (("focus_by", "prefix"), ("alpha", 3.0), ("beta", 1.0), ("max_focus", 1.0))),
     Variant("stages", "all three"),
     Variant("stages", "no Focus", (("max_focus", 0.0),)),
-    # All priority mass is wanted, so Focus takes the whole budget (or all that has any).
-    Variant("stages", "no Scan", (("rho", 1.0), ("focus_mass", "all"), ("max_focus", 1.0))),
+    Variant("stages", "no Scan", (("max_focus", 1.0),)),
     Variant("stages", "no Refine", (("kappa", 0.0),)),
     *_sweep("kappa", "kappa", (0.0, 1.0, 5.0)),
-    *_sweep("rho", "rho", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.75, 1.0)),
+    *_sweep("max_focus", "max_focus", (0.25, 0.5, 0.75, 0.9, 1.0)),
     Variant("sign of relevance", "as measured"),
     Variant("sign of relevance", "turned round", sign=-1),
     *_sweep("distance features", "distance", ("projected", "encoder")),
@@ -70,6 +78,7 @@ def ablate(
     bases: Sequence[FSR],
     positions: Positions = "auto",
     variants: Sequence[Variant] = tuple(VARIANTS),
+    quality: Quality = CLEAN,
 ) -> dict[str, Any]:
     """Score every variant at every budget and pair it with the base.
 
@@ -78,8 +87,8 @@ def ablate(
     """
     started = perf_counter()
     variants = [v for v in variants if v.sign == 1 or runner.signed]
-    plan = [(v, base.keep, v.trial(base, positions)) for base in bases for v in variants]
-    base_trials = {base.keep: Trial("base", base, positions) for base in bases}
+    plan = [(v, base.keep, v.trial(base, positions, quality)) for base in bases for v in variants]
+    base_trials = {base.keep: Trial("base", base, positions, quality=quality) for base in bases}
     trials = {trial.key: trial for trial in base_trials.values()}
     for _, _, trial in plan:
         trials.setdefault(trial.key, trial)
@@ -104,6 +113,7 @@ def ablate(
     return {
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
+        "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
         "base": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 
+from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.evaluation.question_set import VERSION
 from fsr.evaluation.runner import Runner, model_hash
 from fsr.evaluation.score import Scorer
@@ -24,15 +26,19 @@ __all__ = ["about", "compare"]
 
 
 def compare(
-    runner: Runner, names: Sequence[str], keeps: Sequence[int | float], positions: Positions = "auto"
+    runner: Runner,
+    names: Sequence[str],
+    keeps: Sequence[int | float],
+    positions: Positions = "auto",
+    quality: Quality = CLEAN,
 ) -> dict[str, Any]:
     """Run everything and score it. The unpruned run comes first: it alone decides which kinds count as solved.
 
-    names: contenders, "fsr" among them (the others are paired with it). keeps: budgets.
+    names: contenders, "fsr" among them (the others are paired with it). keeps: budgets. quality: of the signals.
     """
     started = perf_counter()
     groups: dict[tuple[str, int | float], list[Trial]] = {
-        (name, keep): trials_of(name, keep, positions) for keep in keeps for name in names
+        (name, keep): trials_of(name, keep, positions, quality) for keep in keeps for name in names
     }
     everything = [t for trials in groups.values() for t in trials]
     runner.encode(everything)
@@ -56,6 +62,7 @@ def compare(
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
         "relevance": runner.relevance,
+        "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
         "results": rows,
@@ -69,6 +76,7 @@ def about(runner: Runner) -> dict[str, Any]:
         "questions": {
             "version": VERSION,
             "scenes": q.world,
+            "crowded": q.crowded,
             "split": q.split,
             "seed": q.seed,
             "count": len(q),

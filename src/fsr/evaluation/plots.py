@@ -10,7 +10,7 @@ from typing import Any
 from fsr.errors import UsageError
 from fsr.evaluation.question_set import KINDS
 
-__all__ = ["need_matplotlib", "plot_ablation", "plot_comparison"]
+__all__ = ["need_matplotlib", "plot_ablation", "plot_comparison", "style"]
 
 # Black and a thick solid line are FSR's alone; the others follow in order of appearance.
 _BLACK = "#000000"
@@ -27,7 +27,8 @@ def need_matplotlib() -> None:
         raise UsageError("plots need matplotlib: pip install 'fsr-vlm[plot]'.") from error
 
 
-def _style(i: int, name: str = "") -> dict[str, Any]:
+def style(i: int, name: str = "") -> dict[str, Any]:
+    """Line and marker of the i-th contender; FSR has its own."""
     if name == "fsr":
         return {"color": _BLACK, "marker": "o", "linestyle": "-", "linewidth": 2.6, "markersize": 7, "zorder": 5}
     return {
@@ -62,10 +63,10 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
         for i, name in enumerate(names):
             here = [at[name, k] for k in keeps]
             if kind is not None:
-                axes.plot(tokens, [100 * r["accuracy_by_kind"][kind] for r in here], **_style(i - 1, name))
+                axes.plot(tokens, [100 * r["accuracy_by_kind"][kind] for r in here], **style(i - 1, name))
                 continue
             values = [100 * r["accuracy"]["value"] for r in here]
-            axes.plot(tokens, values, label="FSR" if name == "fsr" else name, **_style(i - 1, name))
+            axes.plot(tokens, values, label="FSR" if name == "fsr" else name, **style(i - 1, name))
             if name == "fsr":
                 low, high = ([100 * r["accuracy"][end] for r in here] for end in ("low", "high"))
                 axes.fill_between(tokens, low, high, color=_BLACK, alpha=0.12, linewidth=0, zorder=1)
@@ -106,9 +107,9 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
             at = {r["variant"]: r for r in here if r["keep"] == keep}
             values = [100 * at[v]["accuracy"]["value"] for v in labels]
             errors = [[abs(100 * at[v]["accuracy"][e] - y) for v, y in zip(labels, values)] for e in ("low", "high")]
-            style = _style(i) | {"color": [_BLACK, "#0072b2", "#d55e00", "#009e73"][i % 4], "linestyle": "-"}
+            line = style(i) | {"color": [_BLACK, "#0072b2", "#d55e00", "#009e73"][i % 4], "linestyle": "-"}
             label = f"{keep} tokens" if axes is axes_list[0] else None
-            axes.errorbar(range(len(labels)), values, yerr=errors, capsize=2, elinewidth=0.8, label=label, **style)
+            axes.errorbar(range(len(labels)), values, yerr=errors, capsize=2, elinewidth=0.8, label=label, **line)
             ringed = [j for j, v in enumerate(labels) if at[v]["is_base"]]
             axes.plot(ringed, [values[j] for j in ringed], "o", markersize=13, markerfacecolor="none", color="#888888")
         axes.set_title(group, fontsize=10)

@@ -17,14 +17,16 @@ from tqdm import tqdm
 from fsr.adapters import find
 from fsr.errors import UsageError
 from fsr.evaluation.in_llm import before, generate_in_llm
+from fsr.evaluation.qualities import CLEAN
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
+from fsr.evaluation.remembered import Remembered, with_saliency
 from fsr.evaluation.trials import Trial
 from fsr.methods import Method
 from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.prepare import prepare
-from fsr.pipeline.scorer import find_twin
-from fsr.signals.relevance import RelevanceScorer
+from fsr.pipeline.score import bound
+from fsr.pipeline.scorer import find_twin, resolve_scorer
 from fsr.tokens import Selection
 
 __all__ = ["Runner", "model_hash"]
@@ -48,27 +50,6 @@ class Batch:
     owner: list[Tensor]
     asked: list[Tensor]
     big: list[Tensor]
-
-
-class Remembered:
-    """A scorer that scores each picture against each question once; `sign` -1 turns the scores around."""
-
-    def __init__(
-        self, inner: RelevanceScorer, sign: int = 1, known: dict[tuple[int, str], Tensor] | None = None
-    ) -> None:
-        self.inner, self.sign, self.layer = inner, sign, inner.layer
-        self.known = {} if known is None else known
-
-    def __call__(self, patches: Tensor, question: str) -> Tensor:
-        """See `RelevanceScorer`. Pictures are told apart by identity: the runner holds them all the time."""
-        key = (id(patches), question)
-        if key not in self.known:
-            self.known[key] = self.inner(patches, question)
-        return self.sign * self.known[key]
-
-    def turned(self, sign: int) -> Remembered:
-        """The same memory with another sign."""
-        return Remembered(self.inner, sign, self.known)
 
 
 class Runner:
@@ -100,6 +81,7 @@ class Runner:
         self._batches: list[Batch] = []
         self._methods: list[Method] = []
         self._signals: frozenset[str] = frozenset()
+        self._own: dict[str, Remembered] = {}
 
     @property
     def signed(self) -> bool:
@@ -125,6 +107,31 @@ class Runner:
         return [files[trial.key].complete(n) for trial in trials]
 
     @torch.no_grad()
+    def without_picture(self) -> list[Outcome]:
+        """What the text alone answers: the same questions without any visual token. `encode` comes first."""
+        found = []
+        for batch in self._batches:
+            texts = [self.questions.items[i].question.text for i in batch.items]
+            prompts = self._prompts(texts, None)
+            new = self._generate(**prompts)[:, prompts["input_ids"].shape[1] :]
+            for item, text in zip(batch.items, self.processor.batch_decode(new, skip_special_tokens=True)):
+                found.append(Outcome(item, text.strip(), 0, 0, 0, None, 2.0, None, None, None, None))
+        return found
+
+    @torch.no_grad()
+    def points(self, level: str) -> float:
+        """Share of the questions about something whose most relevant token lies on it. `encode` comes first."""
+        hits = []
+        for batch in self._batches:
+            scorer = batch.seen.scorer.at(level)  # type: ignore[union-attr]
+            (part,) = batch.seen.parts
+            read = [u.features for u in part.units] if scorer.reads_features else part.patches
+            for item, states, asked in zip(batch.items, read, batch.asked):  # type: ignore[arg-type]
+                if asked.any():
+                    hits.append(bool(asked[scorer(states, self.questions.items[item].question.text).argmax()]))
+        return sum(hits) / len(hits)
+
+    @torch.no_grad()
     def encode(self, trials: Sequence[Trial]) -> None:
         """Encode all pictures with every signal that any of the trials reads; `run` does it where it has not been."""
         wanted: frozenset[str] = frozenset().union(*(before(trial.method).signals() for trial in trials))
@@ -135,20 +142,41 @@ class Runner:
         adapter = find(self.model)
         relevance: Any = self.relevance
         if "relevance" in wanted and self.signed:
-            relevance = Remembered(find_twin(adapter))
-        self._batches = []
+            relevance = find_twin(adapter)
+        scorer: Remembered | None = None
+        self._batches, self._own = [], {}
         for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
             scenes = list(dict.fromkeys(self.questions.items[i].scene for i in items))
             pictures = [self.questions.picture(s) for s in scenes]
             one_each = self._prompts(["?"] * len(scenes), pictures)
             row = [scenes.index(self.questions.items[i].scene) for i in items]
             seen = encode(self.model, one_each, *self._methods, relevance=relevance).take(row)
+            if seen.scorer is not None:
+                scorer = scorer or Remembered(bound(getattr(seen.scorer, "inner", seen.scorer), self.processor))
+                scorer.place(seen.parts[0], self._names(items))
+                seen = replace(seen, scorer=scorer)
             texts = [self.questions.items[i].question.text for i in items]
             prompts = self._prompts(texts, [pictures[r] for r in row])
             self._batches.append(self._batch(items, prompts, seen))
         self._signals = wanted
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _names(self, items: Sequence[int]) -> list[tuple[str, int]]:
+        """What the picture of each question is called, for the noise on its signals."""
+        return [(f"{self.questions.split} {self.questions.seed}", self.questions.items[i].scene) for i in items]
+
+    def _own_scorer(self, method: Method, level: str) -> Any:
+        """A method that brings its own relevance gets it at the level of quality that the others get theirs."""
+        if method.own_relevance is None or "relevance" not in method.signals():
+            return "auto"
+        if method.own_relevance not in self._own:
+            _, scorer = resolve_scorer(find(self.model), method, "auto")
+            own = Remembered(bound(scorer, self.processor))  # type: ignore[arg-type]
+            for batch in self._batches:
+                own.place(batch.seen.parts[0], self._names(batch.items))
+            self._own[method.own_relevance] = own
+        return self._own[method.own_relevance].at(level)
 
     def _file(self, trial: Trial) -> Path | None:
         return None if self.folder is None else self.folder / f"{trial.key}.jsonl"
@@ -162,9 +190,10 @@ class Runner:
             cuts[-1].append(i)
         return cuts
 
-    def _prompts(self, texts: list[str], pictures: list[Any]) -> dict[str, Any]:
-        """Chat prompts, padded on the left, on the model's device."""
-        turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t}]}] for t in texts]
+    def _prompts(self, texts: list[str], pictures: list[Any] | None) -> dict[str, Any]:
+        """Chat prompts, padded on the left, on the model's device; None leaves the pictures out."""
+        shown = [] if pictures is None else [{"type": "image"}]
+        turns = [[{"role": "user", "content": [*shown, {"type": "text", "text": t}]}] for t in texts]
         rendered = [self.processor.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
         made = self.processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in made.items()}
@@ -191,11 +220,13 @@ class Runner:
         return Batch(items, prompts, seen, owners, asked, big)
 
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
-        seen = batch.seen
-        if isinstance(seen.scorer, Remembered):
-            seen = replace(seen, scorer=seen.scorer.turned(trial.sign))
-        elif trial.sign != 1:
+        seen, quality = batch.seen, trial.seen
+        if trial.sign != 1 and not self.signed:
             raise UsageError("relevance has a sign where it comes from a paired text tower only: leave sign at 1.")
+        if isinstance(seen.scorer, Remembered):
+            seen = replace(seen, scorer=seen.scorer.at(quality.relevance, trial.sign))
+        if quality.saliency != CLEAN.saliency:
+            seen = with_saliency(seen, batch.owner, quality.saliency, self._names(batch.items))
         questions = [self.questions.items[i].question.text for i in batch.items]
         method = trial.method_for(index)
         if isinstance(method, Method):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from fsr.evaluation.qualities import CLEAN
 from fsr.evaluation.question_set import KINDS
 
 __all__ = ["ablation_table", "comparison_tables", "heading", "markdown", "p_value", "text"]
@@ -38,10 +40,17 @@ def heading(result: dict[str, Any]) -> str:
         f"sha256 {q['sha256'][:12]}), model {model['sha256'][:12]}, {result['date']}.",
         f"Unpruned: {_percent(result['unpruned']['accuracy']['value'])} %."
         f" Kinds that the unpruned model solves: {', '.join(result['solved_kinds']) or 'none'}.",
+        *_quality(result.get("quality")),
         *([f"Base: {_base(result['base'][0]['settings'])}."] if "base" in result else []),
         *([f"Note: {q['note']}"] if q["note"] else []),
     ]
     return "\n".join(parts)
+
+
+def _quality(quality: dict[str, str] | None) -> list[str]:
+    if quality is None or quality == asdict(CLEAN):
+        return []
+    return [f"Signals made worse: relevance {quality['relevance']}, saliency {quality['saliency']}."]
 
 
 def p_value(p: float) -> str:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fsr.errors import UsageError
+from fsr.evaluation.in_llm import before
+from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.methods import Method, available, get
 from fsr.methods.options import option_value
 from fsr.pipeline.prepare import Positions
@@ -34,6 +36,7 @@ class Trial:
     label: the contender's name in tables. method: with its budget. positions: see `prepare`.
     sign: -1 turns relevance around.
     redraw: another seed for every batch of pictures (random tokens: one draw for all would measure that draw).
+    quality: of the signals. Only what the method reads of it counts, so trials that cannot differ are one.
     """
 
     label: str
@@ -41,6 +44,22 @@ class Trial:
     positions: Positions = "auto"
     sign: int = 1
     redraw: bool = False
+    quality: Quality = CLEAN
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Signals that are read before the language model."""
+        return before(self.method).signals()
+
+    @property
+    def inside(self) -> bool:
+        """Whether tokens are dropped inside the language model."""
+        return self.method.where.startswith("inside")
+
+    @property
+    def seen(self) -> Quality:
+        """The quality, as far as the method can tell."""
+        return self.quality.seen_by(self.reads)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -51,6 +70,7 @@ class Trial:
             "positions": self.positions,
             "sign": self.sign,
             "redraw": self.redraw,
+            "quality": asdict(self.seen),
         }
 
     @property
@@ -92,7 +112,7 @@ def contenders(names: str) -> list[str]:
     return list(dict.fromkeys(["fsr", *found]))
 
 
-def trials_of(name: str, keep: int | float, positions: Positions = "auto") -> list[Trial]:
+def trials_of(name: str, keep: int | float, positions: Positions = "auto", quality: Quality = CLEAN) -> list[Trial]:
     """The runs of one contender (see `contenders`) at one budget: one, or one per seed for random tokens.
 
     Raises:
@@ -101,7 +121,7 @@ def trials_of(name: str, keep: int | float, positions: Positions = "auto") -> li
     plain, *settings = name.split(":")
     method, options = BASELINES.get(plain, plain), _options(settings)
     if method != "random":
-        return [Trial(name, get(method, keep=keep, **options), positions)]
+        return [Trial(name, get(method, keep=keep, **options), positions, quality=quality)]
     if "seed" in options:
         raise UsageError(f"{name}: random tokens are drawn with the seeds {RANDOM_SEEDS} and averaged: give no seed.")
     return [Trial(name, get(method, keep=keep, **options | {"seed": s}), positions, redraw=True) for s in RANDOM_SEEDS]

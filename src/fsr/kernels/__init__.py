@@ -37,6 +37,7 @@ __all__ = [
     "backend_name",
     "cosine",
     "cosine_rows",
+    "cosines_of",
     "coverage",
     "directions",
     "dpp_map",
@@ -75,6 +76,11 @@ def backend_name(device: torch.device) -> str:
 def directions(features: Tensor) -> Tensor:
     """Tokens divided by their Euclidean norm, [B, N, D] to float32 [B, N, D]; zero vectors stay zero. No gradients."""
     return _backend(features.device).directions(features)
+
+
+def cosines_of(units: Tensor) -> Tensor:
+    """`cosine` of all pairs of tokens whose `directions` [B, N, D] are known: float32 [B, N, N]."""
+    return _backend(units.device).cosines_of(units)
 
 
 def farthest_points(similarity: Tensor, preset: Tensor) -> Spread:

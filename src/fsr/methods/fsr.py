@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UsageError
-from fsr.kernels import directions
+from fsr.kernels import cosines_of, directions
 from fsr.methods.base import Method, Picks, Signal, register
 from fsr.methods.options import EXPONENT, SHARE, Within
-from fsr.stages.focus import FocusBy, FocusMass, distinct_focus, focus, priority
+from fsr.stages.evidence import lift, robust_priority
+from fsr.stages.focus import FocusBy, FocusMass, distinct_focus, focus, priority, volume_focus
 from fsr.stages.normalise import Normalisation, normalise
 from fsr.stages.refine import refine
 from fsr.stages.scan import Scan, scan
@@ -29,10 +30,14 @@ class FSR(Method):
     """Focus-Scan-Refine (arXiv 2602.05809): keep what the question asks for, cover the rest, merge what was dropped
     into the cover.
 
-    1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image.
-       Priority phi_i = r_i^alpha * s_i^beta (Eq. 3). Focus F takes argmax over i of phi_i * min over chosen j of
-       (1 - cos(v_i, v_j)) until what is left of that is at most the share 1 - rho of sum(phi), or the budget is spent.
-       (The paper's Eq. 4, focus_by='prefix': the shortest prefix by falling phi that holds the share rho.)
+    1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image, and
+       made robust: half of a token's score is the mean over the tokens that look like it. Priority phi_i is
+       (f + (1 - f) r_i^alpha) * (1 - T (1 - s_i))^beta. The floor f = x^2 / (x^2 + lift^2) rises with the share that
+       is kept, x = K / N; T is how much of saliency's variance look-alikes have in common. Focus F takes argmax over
+       i of phi_i^2 * (what of the direction of v_i the chosen tokens do not span), for max_focus of the budget.
+       (focus_by='distinct': phi_i = r_i^alpha * s_i^beta (Eq. 3), argmax of phi_i * min over chosen j of
+       (1 - cos(v_i, v_j)), until what is left of that is at most the share 1 - rho of sum(phi). focus_by='prefix', the
+       paper's Eq. 4: the shortest prefix by falling phi that holds the share rho.)
     2. Scan. K - |F| times add argmax over i of min over chosen j of (1 - cos(v_i, v_j)) (Eq. 5): S.
     3. Refine. Each dropped token goes to its most similar anchor of S (Eq. 8); the kappa * |S| most similar ones are
        absorbed: v_j <- (w_j v_j + w_i v_i) / (w_j + w_i), weights phi (Eq. 9). F stays untouched, bit for bit.
@@ -45,17 +50,18 @@ class FSR(Method):
 
     Args:
         keep, per: the budget, see `Method`.
-        alpha: exponent of relevance, >= 0.
+        alpha: exponent of relevance, >= 0 (3 in the paper).
         beta: exponent of saliency, >= 0 (1 in the paper).
-        rho: share of the priority mass that Focus covers, in (0, 1].
+        rho: share of the priority mass that a 'distinct' or 'prefix' Focus covers, in (0, 1].
         kappa: dropped tokens that Refine merges per scan anchor, >= 0 (0 switches Refine off).
-        focus_by: 'distinct' or 'prefix' (the paper), see above. Neighbouring patches of one object are alike in feature
-            and in priority: a prefix takes the object again and again, and leaves nothing to the rest of the question.
-            This default, that of beta and that of max_focus were chosen on the validation split of the embedded
-            benchmark (`fsr ablate`); `PaperFSR` ('fsr-paper') has the paper's.
+        focus_by: 'volume', 'distinct' or 'prefix' (the paper), see above. This default and those of alpha, beta,
+            max_focus, agree and lift were chosen on the validation split of the embedded benchmark over signals of many
+            qualities (`fsr compare --plane`, docs/method.md); `PaperFSR` ('fsr-paper') has the paper's.
+        agree: with 'volume', the share of a signal that comes from tokens of like features, in [0, 1].
+        lift: with 'volume', the share K / N at which phi is half floor, >= 0; 0 trusts the signals at any budget.
         focus_mass: the mass that a prefix counts rho of: 'all' tokens (the paper) or the 'top_k' by priority.
-        max_focus: largest share of the budget that Focus may take, in [0, 1] (1 in the paper): where tokens share
-            little, as without relevance, the share rho can take all, and nothing would be left for Scan.
+        max_focus: largest share of the budget that Focus may take, in [0, 1] (1 in the paper); with 'volume' the share
+            that it takes, rounded up.
         relevance: 'auto' needs relevance; 'none' sets alpha to 0. `prune` switches to 'none', and says so in its
             report, for families without a public text tower (the paper on Qwen2.5-VL).
         normalise: 'minmax', 'rank' or 'softmax'.
@@ -71,23 +77,23 @@ class FSR(Method):
     licence_note: ClassVar[str] = "written from the paper; no official code exists"
     needs: ClassVar[frozenset[Signal]] = frozenset({"saliency", "relevance"})
 
-    alpha: Annotated[float, EXPONENT] = 3.0
-    beta: Annotated[float, EXPONENT] = 0.5
+    alpha: Annotated[float, EXPONENT] = 1.0
+    beta: Annotated[float, EXPONENT] = 0.25
     rho: Annotated[float, Within(0, 1, above=True)] = 0.9
     kappa: Annotated[float, Within(0, 1e6)] = 1.0
-    focus_by: FocusBy = "distinct"
+    focus_by: FocusBy = "volume"
     focus_mass: FocusMass = "all"
-    max_focus: Annotated[float, SHARE] = 0.75
+    max_focus: Annotated[float, SHARE] = 0.9
+    agree: Annotated[float, SHARE] = 0.5
+    lift: Annotated[float, Within(0, 1e6)] = 0.05
     relevance: Literal["auto", "none"] = "auto"
     normalise: Normalisation = "minmax"
     distance: Literal["projected", "encoder"] = "projected"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.focus_by == "distinct" and self.focus_mass != "all":
-            raise UsageError(
-                "focus_mass='top_k' needs focus_by='prefix': distinct Focus covers the mass of all tokens."
-            )
+        if self.focus_by != "prefix" and self.focus_mass != "all":
+            raise UsageError("focus_mass='top_k' needs focus_by='prefix': the others weigh the mass of all tokens.")
 
     def signals(self) -> frozenset[Signal]:
         """Saliency; relevance unless it is off or has no weight; encoder features if distances are taken there."""
@@ -125,8 +131,14 @@ class FSR(Method):
         r = None
         if "relevance" in signals:
             r = normalise(self.need(tokens, "relevance").to(device), self.normalise, tokens.relevance_span)
-        phi = priority(s, r, self.alpha, self.beta)
         units = directions(self.need(tokens, "encoder") if "encoder" in signals else tokens.features)
+        if self.focus_by == "volume":
+            similarity = cosines_of(units)
+            floor = lift(k, tokens.count, self.lift)
+            phi = robust_priority(s, r, similarity, self.alpha, self.beta, self.agree, floor)
+            chosen = volume_focus(phi, similarity, k, self.max_focus)
+            return phi, chosen.wanted, units, scan(units, chosen, raw)
+        phi = priority(s, r, self.alpha, self.beta)
         if self.focus_by == "distinct":
             chosen = distinct_focus(phi, units, k, self.rho, self.max_focus)
         else:

@@ -22,11 +22,12 @@ class PaperFSR(FSR):
     much of the budget it takes.
 
     Args:
-        focus_by, beta, max_focus: see `FSR`; only these defaults differ.
+        focus_by, alpha, beta, max_focus: see `FSR`; only these defaults differ.
     """
 
     name: ClassVar[str] = "fsr-paper"
 
     focus_by: FocusBy = "prefix"
+    alpha: Annotated[float, EXPONENT] = 3.0
     beta: Annotated[float, EXPONENT] = 1.0
     max_focus: Annotated[float, SHARE] = 1.0

@@ -198,14 +198,15 @@ def _patches(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(n, PATCH, n, PATCH).mean((1, 3))
 
 
-def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
-    """One random scene. The same generator state gives the same bytes; `split='train'` avoids the held-out pairs."""
+def draw(rng: np.random.Generator, split: Split = "train", crowded: bool = False) -> Scene:
+    """One random scene. The same generator state gives the same bytes; `split='train'` avoids the held-out pairs.
+    crowded: up to 14 things, which training never showed: 9 to 13 small pictograms and seldom a big one."""
     background = int(rng.integers(len(BACKGROUNDS)))
     canvas = ground(rng, background)
     free = [(r, c) for r in range(4) for c in range(4)]
     objects: list[SceneObject] = []
     cover: list[np.ndarray] = []
-    n_small = int(rng.integers(3, 8))
+    n_small = int(rng.integers(9, 14)) if crowded else int(rng.integers(3, 8))
     kinds = rng.permutation(len(CLASSES)).tolist()
     repeat = int(rng.integers(1, 5))  # how often the first kind appears: 1 to 4, for counting questions
     small = ([kinds[0]] * min(repeat, n_small) + kinds[1:])[:n_small]
@@ -235,7 +236,7 @@ def draw(rng: np.random.Generator, split: Split = "train") -> Scene:
         objects.append(SceneObject(kind, color, box, tuple(cells), big))
         cover.append(_patches(mask))
 
-    if rng.random() < 0.8:
+    if rng.random() < (0.3 if crowded else 0.8):
         corners = [(r, c) for r in range(3) for c in range(3)]
         kind = kinds[-1]
         r, c = corners[int(rng.integers(len(corners)))]

@@ -1,8 +1,9 @@
-"""Stage 1, Focus: the local evidence (Eq. 3 of arXiv 2602.05809), by the paper's prefix (Eq. 4) or by distinct tokens.
+"""Stage 1, Focus: the local evidence (Eq. 3 of arXiv 2602.05809), by the paper's prefix (Eq. 4), by distinct tokens or
+by volume.
 
 Why not always the prefix: neighbouring patches of one object have much the same feature and much the same priority, so
 90 % of the mass is often a handful of things, each of them many times. Distinct Focus counts a token only as far as no
-chosen one is like it.
+chosen one is like it; volume as far as the chosen ones together do not explain it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fsr.kernels import heaviest_tokens
+from fsr.kernels import dpp_map, heaviest_tokens
 from fsr.kernels.reference import wide
 from fsr.stages.ranking import ranked
 
-__all__ = ["Focus", "FocusBy", "FocusMass", "distinct_focus", "focus", "priority"]
+__all__ = ["Focus", "FocusBy", "FocusMass", "distinct_focus", "focus", "priority", "volume_focus"]
 
-FocusBy = Literal["distinct", "prefix"]
+FocusBy = Literal["volume", "distinct", "prefix"]
 FocusMass = Literal["all", "top_k"]
 # What rounding may leave of a mass that is covered altogether, as a share of it.
 _ROUNDING = 1e-6
@@ -89,6 +90,24 @@ def distinct_focus(phi: Tensor, units: Tensor, k: int, rho: float = 0.9, max_foc
     rows = torch.nn.functional.pad(rows, (0, k - cap), value=-1)
     size = (rows >= 0).sum(dim=-1)
     return Focus(rows, size, size, similarity)
+
+
+def volume_focus(phi: Tensor, similarity: Tensor, k: int, max_focus: float = 1.0) -> Focus:
+    """The tokens that together span the largest volume, each stretched by its priority: greedy maximum of
+    det(diag(phi) C diag(phi)) over the chosen ones, C the cosines.
+
+    Each step takes argmax phi_i^2 * (what of v_i the chosen ones leave unexplained), the squared distance of its
+    direction to their span. Unlike `distinct_focus` this sees that two tokens together can explain a third. Focus takes
+    max(1, ceil(max_focus * K)) tokens, none for max_focus = 0.
+
+    phi: float32 [B, N], not negative; similarity: float32 [B, N, N].
+    """
+    size = min(k, max(1, math.ceil(max_focus * k - 1e-9))) if max_focus > 0 else 0
+    rows = phi.new_full((len(phi), k), -1, dtype=torch.long)
+    if size:
+        rows[:, :size] = dpp_map(similarity, phi, size)
+    sizes = rows.new_full((len(phi),), size)
+    return Focus(rows, sizes, sizes, similarity)
 
 
 def _cap(k: int, max_focus: float) -> int:

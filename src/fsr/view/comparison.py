@@ -31,10 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One run. rho, mass: of FSR's Eq. 4 (rho is None for other methods). covered: the share of the priority mass that
-    is covered after each token of a distinct Focus (None for other methods). nearest, likeness: for each of N tokens
-    the kept token that is most like it and their cosine (None where only a selection is known). relevance: where it
-    came from."""
+    """One run. rho, mass: of FSR's Eq. 4 (rho is None where it does not stop Focus). covered: the share of the priority
+    mass that is covered after each token of a Focus by volume or distinct tokens (None for other methods). nearest,
+    likeness: for each of N tokens the kept token that is most like it and their cosine (None where only a selection is
+    known). relevance: where it came from."""
 
     name: str
     text: str
@@ -118,14 +118,15 @@ def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
     selection = placed(asked.selection, None)  # comparisons show what the model saw, not what was cut off
     nearest, likeness = nearest_kept(asked.tokens.features, selection.rows)
     compared = asked.tokens.encoder if getattr(method, "distance", "") == "encoder" else asked.tokens.features
+    focus_by = getattr(method, "focus_by", None)
     return MethodRun(
         method.name,
         asked.text,
         replace(selection, notes=(*selection.notes, *asked.report.notes)),
         asked.stages_ms,
-        rho=getattr(method, "rho", None),
+        rho=None if focus_by == "volume" else getattr(method, "rho", None),
         mass=getattr(method, "focus_mass", "all"),
-        covered=covered(selection, compared) if getattr(method, "focus_by", "") == "distinct" else None,
+        covered=covered(selection, compared) if focus_by in ("volume", "distinct") else None,
         nearest=tuple(nearest.tolist()),
         likeness=tuple(likeness.tolist()),
         relevance=asked.report.relevance,

@@ -159,7 +159,10 @@ def _steps_of(comparison: Comparison, canvas: Canvas, view: int) -> list[Markup]
     steps = []
     if s.n_focus:
         words = f"{s.n_focus} tokens with the highest priority, numbered by rank."
-        if run.rho is not None and run.covered is not None:
+        if run.rho is None and run.covered:
+            words = f"{s.n_focus} tokens that together span the most priority: they cover {100 * run.covered[-1]:.0f} %"
+            words += " of its mass. Numbered in the order of choice."
+        elif run.rho is not None and run.covered is not None:
             words = f"{s.n_focus} distinct tokens cover {100 * run.covered[-1]:.0f} % of the priority mass"
             words += f" (ρ = {run.rho:g}), numbered in the order of choice."
         elif run.rho is not None and s.focus_wanted is not None:

@@ -106,9 +106,8 @@ def key(stages: Sequence[str] = ("focus", "scan", "absorbed"), asked: bool = Tru
 
 def _answer_row(s: MethodRun, verdict: Any, cls: str | None) -> Markup:
     share = f"{100 * s.keep / max(1, s.selection.total):.0f} %"
-    split = (
-        f" = {s.selection.n_focus} + {s.selection.n_scan}" if (s.selection.stage == Stage.SCAN).any() and s.rho else ""
-    )
+    ours = bool(s.rho or s.covered) and bool((s.selection.stage == Stage.SCAN).any())
+    split = f" = {s.selection.n_focus} + {s.selection.n_scan}" if ours else ""
     cells = [tag("td", s.name), tag("td", f"{s.keep}{split}", cls="n"), tag("td", share, cls="n share")]
     return tag("tr", cells, tag("td", s.text or "(nothing)", cls="ans"), tag("td", verdict), cls=cls)
 
