@@ -1,6 +1,7 @@
-"""Put the numbers of results/compare.json into the README, between its markers. `python benchmarks/readme.py`
+"""Put the numbers of results/plane.json into the README, between its markers. `python benchmarks/readme.py`
 
-Nine rows: the unpruned model, FSR, and of the others those that readers ask about; all are in results/compare.md.
+Two columns per budget: with the embedded model's own, nearly perfect signals, and the mean over the plane of signal
+qualities, which is what a reader should expect of signals that he does not know.
 """
 
 import json
@@ -11,7 +12,7 @@ from fsr.evaluation.tables import markdown
 from fsr.methods import available
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = ("fsr", "fsr-paper", "divprune", "cdpruner", "vispruner", "visionzip", "fastv", "random")
+KEEPS = ("16", "8", "4")
 FSR_PAPER = "arXiv 2602.05809"
 
 
@@ -30,59 +31,41 @@ def peers() -> list[str]:
     return [n for n, cls in available().items() if cls.paper.startswith("arXiv") and cls.paper != FSR_PAPER]
 
 
-def label(name: str) -> str:
-    """How the README calls a contender."""
-    inside = name in available() and available()[name].where.startswith("inside")
-    return {"fsr-paper": "fsr as in the paper"}.get(name, f"{name} *" if inside else name)
-
-
 def accuracy_table(result: dict) -> str:
-    """Rows in the order of their accuracy at the paper's share, 16 of 144."""
-    keeps = list(dict.fromkeys(r["keep"] for r in result["results"]))
-    at = {(r["method"], r["keep"]): 100 * r["accuracy"]["value"] for r in result["results"]}
-    full = 100 * result["unpruned"]["accuracy"]["value"]
-    table = [["accuracy, %", *(f"{k} of 144" for k in keeps)], ["unpruned", *[f"{full:.1f}"] * len(keeps)]]
-    for name in sorted(ROWS, key=lambda n: -at[n, 16]):
-        cells = [f"{at[name, k]:.1f}" for k in keeps]
-        table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [label(name), *cells])
-    return markdown(table)
+    """Rows in the order of their mean over the plane; clean signals beside that mean, at each of the small budgets."""
+    means = result["verdict"]["means"]
+    head = ["accuracy, %", *(f"{k} of 144: {what}" for k in KEEPS for what in ("clean signals", "mean over the plane"))]
+    full = f"{100 * result['unpruned']['accuracy']['value']:.1f}"
+    table = [head, ["unpruned", *[full] * (len(head) - 1)]]
+    for name in sorted(means, key=lambda n: -means[n]["all"]):
+        values = [means[name][which][k] for k in KEEPS for which in ("clean_by_keep", "by_keep")]
+        cells = [f"{100 * v:.1f}" for v in values]
+        table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [name, *cells])
+    return markdown([*table, ["no picture at all", *[f"{100 * result['text_alone']:.1f}"] * (len(head) - 1)]])
 
 
-def verdict(result: dict) -> str:
-    """Against how many FSR wins at each budget, and all that it does not beat at the two where it matters most."""
-    rows = result["results"]
-    counts, open_at = [], {}
-    for k in dict.fromkeys(r["keep"] for r in rows):
-        wins, losses, ties = [], [], []
-        for row in (r for r in rows if r["keep"] == k and r["method"] != "fsr"):
-            pair = row["against_fsr"]
-            # gains: the other right and FSR wrong; losses: the other way round
-            net = sum(run["losses"] - run["gains"] for run in pair["runs"])
-            (ties if pair["largest_p"] >= 0.01 else wins if net > 0 else losses).append(label(row["method"]))
-        others = len(wins) + len(losses) + len(ties)
-        counts.append(f"{len(wins)} at {k} tokens")
-        open_at[k] = (ties, losses)
-    lines = [f"Of {others} others FSR beats {', '.join(counts)} (exact McNemar, p < 0.01)."]
-    for k in (16, 4):
-        ties, losses = open_at[k]
-        lines.append(
-            f"At {k} tokens it is not separable from {', '.join(ties) or 'none'}, and loses to "
-            f"{', '.join(losses) or 'none'}."
-        )
-    # Defaults may have changed since: the README says what was measured.
-    options = next(r for r in rows if r["method"] == "fsr")["settings"][0]["options"]
-    told = ", ".join(f"{name}={options[name]!r}" for name in ("focus_by", "alpha", "beta", "max_focus"))
-    lines.append(f"`fsr` in this table is `FSR({told})`, measured on {result['date']}.")
-    lines.append("`*` prunes inside the language model and costs more: its budget is what the last layer holds.")
-    return "\n".join(lines)
+def verdict(result: dict, crowded: dict) -> str:
+    """What the plane says of FSR against the best other method, in the words of its own verdict."""
+    found = result["verdict"]
+    best = max((n for n in found["means"] if n != "fsr"), key=lambda n: found["means"][n]["all"])
+    ours, theirs = (100 * found["means"][n]["all"] for n in ("fsr", best))
+    dense = {n: 100 * crowded["verdict"]["means"][n]["all"] for n in ("fsr", best)}
+    options = next(iter(result["settings"].values()))["options"]
+    told = ", ".join(f"{name}={options[name]!r}" for name in ("focus_by", "alpha", "beta", "max_focus", "lift"))
+    return (
+        f"Over the whole plane and 48 to 4 tokens FSR answers {ours:.1f} %, {best}, the best of the others measured "
+        f"there, {theirs:.1f} %. On scenes of up to 14 things (16 and 8 tokens) it is {dense['fsr']:.1f} against "
+        f"{dense[best]:.1f} %.\n`fsr` is `FSR({told})`, {result['questions']['count']} test questions, measured on "
+        f"{result['date']}."
+    )
 
 
 def main() -> None:
     """Write the table, the verdict and the number of peers."""
-    result = json.loads((ROOT / "results" / "compare.json").read_text())
+    result, crowded = (json.loads((ROOT / "results" / f"{n}.json").read_text()) for n in ("plane", "plane_crowded"))
     page = ROOT / "README.md"
     text = between(page.read_text(), "table", accuracy_table(result))
-    text = between(text, "verdict", verdict(result))
+    text = between(text, "verdict", verdict(result, crowded))
     page.write_text(between(text, "peers", str(len(peers()))))
 
 

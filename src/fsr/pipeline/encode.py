@@ -70,7 +70,9 @@ class EncodedPrompt:
         if isinstance(relevance, str) and relevance == "auto" and self.scorer and method.own_relevance is None:
             relevance = self.scorer
         method, scorer = resolve_scorer(adapter, method, relevance)
-        wanted = method.signals() - ({"relevance"} if reads_features(scorer) else set())
+        wanted: set[str] = set(method.signals())
+        if reads_features(scorer):
+            wanted.discard("relevance")
         if lacking := sorted(wanted - self.signals):
             raise UsageError(
                 f"these pictures were encoded without {', '.join(lacking)}: give this method to encode() too."
@@ -119,10 +121,11 @@ def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
     """Pictures that were encoded apart (each as `take` returns them) as those of one prompt, in this order."""
     first = prompts[0]
     parts = [p for prompt in prompts for p in prompt.parts]
-    deep = [getattr(p.output, "deepstack_features", None) for p in parts]
-    layers = [] if deep[0] is None else [[x for layers in deep for x in layers[i]] for i in range(len(deep[0]))]
+    deep: list[Any] = [getattr(p.output, "deepstack_features", None) for p in parts]
+    # Per layer one entry per picture, as `take` leaves them.
+    layers = None if deep[0] is None else [[x for own in deep for x in own[i]] for i in range(len(deep[0]))]
     output = type(parts[0].output)(
-        pooler_output=parts[0].output.pooler_output, **({"deepstack_features": layers} if layers else {})
+        pooler_output=parts[0].output.pooler_output, **({} if layers is None else {"deepstack_features": layers})
     )
     patches = [p.patches for p in parts]
     runs = [p.placeholders for p in parts]

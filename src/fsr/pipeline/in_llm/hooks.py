@@ -52,7 +52,7 @@ class InLLMHooks:
             raise UnsupportedModelError(
                 f"{type(self.decoder).__name__} has no plain list of decoder layers: prune before the language model."
             )
-        self.depth = len(self.layers)
+        self.depth = len(attends)
         self.steps: dict[int, tuple[InLLMMethod, int]] = {}
         for method in self.methods:
             for i, layer in enumerate(method.layers(self.depth)):
