@@ -91,7 +91,7 @@ def test_not_a_picture_and_no_question(capsys, tmp_path):
 def test_methods_lists_every_method_with_its_needs(capsys):
     assert main(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)["methods"]
-    assert methods["fsr"]["needs"] == ["relevance", "saliency"] and methods["fsr"]["options"]["alpha"] == 3.0
+    assert methods["fsr"]["needs"] == ["relevance", "saliency"] and methods["fsr"]["options"]["alpha"] == 1.0
     assert main(["methods"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in methods)

@@ -125,8 +125,11 @@ def test_right_padding_stays_right(llava, batch):
     inputs = tiny.prompts(processor, chats, [tiny.picture(i) for i in range(3)])
     prepared = prepare(llava, METHOD, inputs, call="forward")
     mask = prepared["attention_mask"]
-    assert mask[1, 0] == 1 and mask[1, -1] == 0 and mask[0].all()
+    # The last column of every row is the one it was: callers count from the end.
+    assert mask[1, -1] == 0 and mask[0, -1] == 1
+    assert int(inputs["attention_mask"][1].flip(0).argmax()) == int(mask[1].flip(0).argmax())
     left = prepare(llava, METHOD, {k: v[:2] if k != "pixel_values" else v for k, v in batch.items()}, call="forward")
     a, b = llava(**prepared).logits, llava(**left).logits
-    n = int(mask[1].sum())
-    assert (a[1, :n] - b[1, -n:]).abs().max() < 1e-4
+    for row in range(2):
+        seen = mask[row].bool()
+        assert (a[row, seen] - b[row, -int(seen.sum()) :]).abs().max() < 1e-4

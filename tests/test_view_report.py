@@ -201,7 +201,7 @@ def test_what_focus_covers(per):
         relevance=torch.rand(24, generator=g),
         geometry=Geometry(torch.rand(24, 4, generator=g), places // 12, torch.zeros_like(places)),
     )
-    (s,) = FSR(keep=8, per=per)([tokens])
+    (s,) = FSR(keep=8, per=per, max_focus=0.5)([tokens])
     found = covered(s, tokens.features)
     focus = s.rows[s.stage == fsr.Stage.FOCUS]
     unit = torch.nn.functional.normalize(tokens.features, dim=-1)
