@@ -40,7 +40,7 @@ def accuracy_table(result: dict) -> str:
     for name in sorted(means, key=lambda n: -means[n]["all"]):
         values = [means[name][which][k] for k in KEEPS for which in ("clean_by_keep", "by_keep")]
         cells = [f"{100 * v:.1f}" for v in values]
-        table.append([f"**{name}**", *(f"**{c}**" for c in cells)] if name == "fsr" else [name, *cells])
+        table.append([f"**{name}**" if name == "fsr" else name, *cells])
     return markdown([*table, ["no picture at all", *[f"{100 * result['text_alone']:.1f}"] * (len(head) - 1)]])
 
 

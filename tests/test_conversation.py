@@ -10,7 +10,7 @@ import torch
 import families
 from fsr import FSR, prune
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.methods import FastV, by_age
+from fsr.methods import Downscale, FastV, by_age
 from fsr.pipeline.conversation import Conversation
 
 CAUSAL = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "smolvlm"]
@@ -70,6 +70,47 @@ def test_another_picture_in_the_past_is_noticed():
     assert talk.reused <= int(marks[0])
 
 
+def test_what_was_hidden_then_and_is_seen_now_stands_in_no_cache():
+    model = copy.deepcopy(families.model_of("llava"))
+    method, inputs = FSR(keep=3, relevance="none"), turn("llava", 2)
+    hole = inputs["attention_mask"].clone()
+    hole[0, 1] = 0
+    for masks in ((hole, inputs["attention_mask"]), (inputs["attention_mask"], hole)):
+        talk = Conversation(model, method)
+        for mask in masks:
+            out = talk.generate(**{**inputs, "attention_mask": mask}, **NEW)
+            with prune(model, method):
+                assert torch.equal(out, model.generate(**{**inputs, "attention_mask": mask}, **NEW))
+
+
+@pytest.mark.parametrize("limit", [{"max_length": 3}, {"min_length": 3, "max_new_tokens": 5}])
+def test_limits_that_count_the_prompt(limit):
+    model, inputs = copy.deepcopy(families.model_of("llava")), turn("llava", 2)
+    length = inputs["input_ids"].shape[1]
+    given = {k: v + length if k.endswith("length") else v for k, v in limit.items()}
+    talk = Conversation(model, FSR(keep=3, relevance="none"))
+    for _ in range(2):
+        out = talk.generate(**inputs, **given, do_sample=False)
+        with prune(model, FSR(keep=3, relevance="none")):
+            assert torch.equal(out, model.generate(**inputs, **given, do_sample=False))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_beams": 2},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+)
+def test_settings_without_one_plain_cache_are_refused(setting):
+    talk = Conversation(copy.deepcopy(families.model_of("llava")), METHOD)
+    with pytest.raises(UsageError, match="one plain row"):
+        talk.generate(**turn("llava", 1), max_new_tokens=2, **setting)
+
+
 def test_an_error_leaves_the_next_turn_right():
     model = copy.deepcopy(families.model_of("llava"))
     talk = Conversation(model, METHOD)
@@ -94,8 +135,9 @@ def test_refusals():
         talk.generate(**families.prompts("llava", [(1, 0), (1, 0)]), **NEW)
     with pytest.raises(UsageError, match="keeps its KV cache itself"):
         talk.generate(**turn("llava", 1), past_key_values=object(), **NEW)
-    with pytest.raises(UsageError, match="before the language model"):
-        Conversation(model, FSR(keep=4, relevance="none") | FastV(layer=1, keep=2))
+    for method in (FSR(keep=4, relevance="none") | FastV(layer=1, keep=2), Downscale(pixels=9), "fsr"):
+        with pytest.raises(UsageError, match="before the language model"):
+            Conversation(model, method)
     for name in ("gemma3", "paligemma"):
         with pytest.raises(UnsupportedModelError, match="later ones"):
             Conversation(families.model_of(name), METHOD)

@@ -118,6 +118,11 @@ class Runner:
                 found.append(Outcome(item, text.strip(), 0, 0, 0, None, 2.0, None, None, None, None))
         return found
 
+    @property
+    def scores_relevance(self) -> bool:
+        """Whether the pictures were encoded with a source of relevance. `encode` comes first."""
+        return bool(self._batches) and self._batches[0].seen.scorer is not None
+
     @torch.no_grad()
     def points(self, level: str) -> float:
         """Share of the questions about something whose most relevant token lies on it. `encode` comes first."""

@@ -50,7 +50,9 @@ class Late(InLLMMethod):
     at: tuple[Annotated[int, LAYER], ...] = ()
 
     def __post_init__(self) -> None:
-        keep, at = self.keep, self.at
+        keep, at = self.keep, tuple(self.at)
+        if isinstance(keep, list):
+            keep = tuple(keep)
         if isinstance(keep, Mapping):
             if at:
                 raise UsageError("late: name the layers in keep={layer: tokens} or in at=(...), not in both.")

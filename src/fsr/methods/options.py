@@ -44,10 +44,12 @@ ANY = Within(-1e9, 1e9)  # where nothing is declared; beyond it, arithmetic and 
 
 
 def option_value(text: str) -> Any:
-    """A value as people write it: JSON, Python's True, False and None, else the text itself."""
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.strip().lower() in words:
-        return words[text.strip().lower()]
+    """A value as people write it: JSON, Python's True, False and None, else the text itself ("none" is a word: options
+    such as relevance take it)."""
+    words = {"true": True, "false": False, "none": None}
+    plain = text.strip()
+    if plain.lower() in words and plain != "none":
+        return words[plain.lower()]
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end

@@ -1,7 +1,8 @@
 """A prompt that grows turn by turn: pictures are encoded once, and the KV cache of what did not change is used again.
 
 An agent asks about its newest screenshot and sends all the earlier ones along. Each turn calls `generate` with the
-whole prompt, as always; nothing but time depends on the turns before.
+whole prompt, as always; nothing but time depends on the turns before, as long as the weights stay what they are (start
+a new conversation after a training step or another adapter).
 
     talk = Conversation(model, FSR(keep=by_age(newest=0.5, older=0.1, oldest=32)), processor=processor)
     out = talk.generate(**inputs, max_new_tokens=64)          # turn after turn, the whole prompt each time
@@ -10,7 +11,7 @@ whole prompt, as always; nothing but time depends on the turns before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -22,7 +23,8 @@ from fsr.adapters.base import Encoded
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, encode, joined
-from fsr.pipeline.generate import with_prompt
+from fsr.pipeline.generate import settings as settings_of
+from fsr.pipeline.generate import shorter_limits, with_prompt
 from fsr.pipeline.kv_cache import cache_in, cache_of, remember_positions
 from fsr.pipeline.prepare import Positions, Prepared, prepare
 from fsr.pipeline.pruner import prune
@@ -36,10 +38,11 @@ __all__ = ["Conversation"]
 
 @dataclass(frozen=True)
 class _Turn:
-    """What the last turn left: ids [T] of the shortened prompt and the answer, positions [A, L'] or None, the KV cache,
-    and the kept tokens of each picture."""
+    """What the last turn left: ids [T] of the shortened prompt and the answer, mask [L'], positions [A, L'] or None,
+    the KV cache, and the kept tokens of each picture."""
 
     ids: Tensor
+    mask: Tensor
     positions: Tensor | None
     cache: Any
     selections: tuple[Selection, ...]
@@ -68,11 +71,11 @@ class Conversation:
         positions: Positions = "auto",
         question_for: QuestionFor = "newest",
     ) -> None:
+        if not isinstance(method, Method):
+            raise UsageError("a conversation continues one KV cache: choose a method before the language model.")
         pruner = prune(
             model, method, processor=processor, relevance=relevance, positions=positions, question_for=question_for
         )
-        if pruner.in_llm is not None:
-            raise UsageError("a conversation continues one KV cache: choose a method before the language model.")
         self.model, self.adapter, self.method = pruner.model, pruner.adapter, method
         if not self.adapter.chunked_prefill:
             raise UnsupportedModelError(
@@ -111,6 +114,7 @@ class Conversation:
             raise UsageError("a conversation keeps its KV cache itself: leave it out of the call.")
         pixels = self.adapter.pixel_arguments()
         settings = {k: v for k, v in inputs.items() if k not in pixels and k not in self._prompt_keys(inputs)}
+        _refuse(settings_of(self.model, settings))
         prompt = {k: v for k, v in inputs.items() if k not in settings}
         seen = self._encoded(prompt)
         ready = prepare(
@@ -152,6 +156,9 @@ class Conversation:
         ids = ready["input_ids"][0]
         limit = min(len(ids) - 1, int(turn.cache.get_seq_length()), len(turn.ids))
         same = _agree(ids[:limit], turn.ids[:limit])
+        # What was hidden then and is seen now, or the other way round, stands in no cache; the answer was seen.
+        answered = turn.mask.new_ones(len(turn.ids) - len(turn.mask))
+        same = _agree(_mask(ready)[:same], torch.cat([turn.mask, answered])[:same])
         given = ready.get("position_ids")
         if isinstance(given, Tensor) and turn.positions is not None:
             given = given.flatten(0, -2)
@@ -185,12 +192,16 @@ class Conversation:
             if behind:
                 part = seen.take(behind).parts[0]
                 arguments["mm_encoder_outputs"] = {part.modality: self._handed(part, ready, behind)}
+        report = ready.report
+        dropped = report.length_before - report.length_after
+        arguments = shorter_limits({**arguments, **settings}, settings_of(self.model, settings), dropped)
         self._turn = None  # an error in between leaves no cache that fits no prompt
         remember_positions(self.adapter, ready)
-        output = self.model.generate(**arguments, **settings, return_dict_in_generate=True)
+        output = self.model.generate(**{**arguments, "return_dict_in_generate": True})
         positions = ready.get("position_ids")
         self._turn = _Turn(
             output.sequences[0],
+            _mask(ready),
             positions.flatten(0, -2) if isinstance(positions, Tensor) else None,
             cache_of(output),
             ready.report.selections,
@@ -200,6 +211,27 @@ class Conversation:
     def _handed(self, part: Encoded, ready: Prepared, pictures: list[int]) -> Any:
         chosen = [ready.report.selections[i] for i in pictures]
         return self.adapter.hand_over(part, chosen, [0] * len(chosen))
+
+
+def _mask(ready: Prepared) -> Tensor:
+    """Which columns of the shortened prompt are seen, bool [L']."""
+    mask = ready.get("attention_mask")
+    ids = ready["input_ids"][0]
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[0].bool()
+
+
+def _refuse(setting: Callable[[str], Any]) -> None:
+    """Raise `UsageError` for settings of `generate` that leave no plain KV cache of one row behind."""
+    several = max(setting("num_beams") or 1, setting("num_return_sequences") or 1) > 1
+    names = ("cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size")
+    wrong = [name for name in names if setting(name)] + ["num_beams or num_return_sequences"] * several
+    if setting("use_cache") is False:
+        wrong.append("use_cache=False")
+    if wrong:
+        raise UsageError(
+            f"a conversation goes on from the KV cache of one plain row: leave out {', '.join(wrong)}, or call "
+            "generate under prune()."
+        )
 
 
 def _digest(part: Mapping[str, Any]) -> bytes:

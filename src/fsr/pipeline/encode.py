@@ -67,7 +67,12 @@ class EncodedPrompt:
         Raises:
             UsageError: a signal that the method reads was not recorded, or other states of the tower were.
         """
-        if isinstance(relevance, str) and relevance == "auto" and self.scorer and method.own_relevance is None:
+        if (
+            isinstance(relevance, str)
+            and relevance == "auto"
+            and self.scorer
+            and getattr(method, "own_relevance", None) is None
+        ):
             relevance = self.scorer
         method, scorer = resolve_scorer(adapter, method, relevance)
         wanted: set[str] = set(method.signals())

@@ -76,7 +76,9 @@ def shorter_limits(kwargs: dict[str, Any], setting: Callable[[str], Any], remove
     config = kwargs.get("generation_config")
     for length, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         value = setting(length)
-        if not removed or not value or setting(new) is not None:
+        # `max_new_tokens=None` in the call takes the model's own setting away.
+        counted = kwargs[new] if new in kwargs else setting(new)
+        if not removed or not value or counted is not None:
             continue
         if config is not None and kwargs.get(length) is None:
             config = kwargs["generation_config"] = copy.deepcopy(config)
