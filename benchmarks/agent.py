@@ -1,6 +1,6 @@
 """An agent's prompt that grows by a screenshot a turn: tokens, KV cache and prefill per turn, unpruned and pruned.
 
-    python benchmarks/agent.py --config qwen3-vl-2b [--layers 4] [--turns 20] [--size 672 448] [--json out.json]
+    python benchmarks/agent.py --config qwen3-vl-8b [--layers 4] [--turns 20] [--size 672 448] [--json out.json]
     python benchmarks/agent.py --answers mini [--talks 50] [--turns 4]
 
 The first form builds the language model at true size with random weights and measures the last turn: a fresh prefill of
@@ -166,7 +166,7 @@ def answers(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="qwen3-vl-2b")
+    parser.add_argument("--config", default="qwen3-vl-8b")
     parser.add_argument("--layers", type=int, help="build only so many language layers")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--size", type=int, nargs=2, default=(448, 672), metavar=("HEIGHT", "WIDTH"))
