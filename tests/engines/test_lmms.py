@@ -132,7 +132,7 @@ def test_what_a_run_leaves(output):
     assert (run.total / run.pictures, run.kept / run.pictures) == (144, 16) and run.pictures > QUESTIONS
     assert not run.partial and run.label({"keep"}) == "fsr (keep=16)"
     (record,) = (json.loads(file.read_text()) for file in output.glob("*_fsr_run_0.json"))
-    assert record["method"] == "fsr" and record["options"]["keep"] == 16 and record["options"]["alpha"] == 3.0
+    assert record["method"] == "fsr" and record["options"]["keep"] == 16 and record["options"]["alpha"] == 1.0
     assert {"fsr", "lmms_eval", "torch", "transformers"} <= set(record["versions"])
     task = record["tasks"]["fsr_mini"]
     assert task["questions"] == task["pictures"] == QUESTIONS
@@ -255,7 +255,7 @@ def test_questions_are_the_last_user_turn(mini, monkeypatch):
     seen = []
     generate = type(mini.pruner)._generate
     monkeypatch.setattr(
-        type(mini.pruner), "_generate", lambda s, a, k: seen.append(k.get("question")) or generate(s, a, k)
+        type(mini.pruner), "_generate", lambda s, g, a, k: seen.append(k.get("question")) or generate(s, g, a, k)
     )
     turns = [*user(image(bundled_scene()), "is there a dog ?"), {"role": "assistant", "content": []}]
     ask(mini, [[*turns, *user("what color is it ?")], user("no picture here")])
