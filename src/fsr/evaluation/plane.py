@@ -105,6 +105,6 @@ def plane_of(result: dict[str, Any]) -> Plane:
 @torch.no_grad()
 def pointing(runner: Runner, trials: Sequence[Trial]) -> dict[str, float | None]:
     """Per level: the share of questions whose most relevant token lies on an asked object; None without relevance."""
-    if not runner.scores_relevance or not any("relevance" in trial.reads for trial in trials):
+    if not any("relevance" in trial.reads for trial in trials):
         return dict.fromkeys(RELEVANCE)
     return {level: runner.points(level) for level in RELEVANCE}

@@ -1,5 +1,4 @@
-"""Ask a model the whole question set under many trials: every picture is encoded once, every answer comes through
-`prepare` and the model's own `generate`."""
+"""Ask a model the whole question set under many trials, through `prepare` and its own `generate`; encode pictures once."""
 
 from __future__ import annotations
 
@@ -118,17 +117,14 @@ class Runner:
                 found.append(Outcome(item, text.strip(), 0, 0, 0, None, 2.0, None, None, None, None))
         return found
 
-    @property
-    def scores_relevance(self) -> bool:
-        """Whether the pictures were encoded with a source of relevance. `encode` comes first."""
-        return bool(self._batches) and self._batches[0].seen.scorer is not None
-
     @torch.no_grad()
-    def points(self, level: str) -> float:
-        """Share of the questions about something whose most relevant token lies on it. `encode` comes first."""
+    def points(self, level: str) -> float | None:
+        """Share of questions whose most relevant token lies on what is asked; None where nothing scores relevance."""
         hits = []
         for batch in self._batches:
-            scorer = batch.seen.scorer.at(level)  # type: ignore[union-attr]
+            if batch.seen.scorer is None:
+                return None
+            scorer = batch.seen.scorer.at(level)  # type: ignore[attr-defined]
             (part,) = batch.seen.parts
             read = [u.features for u in part.units] if scorer.reads_features else part.patches
             for item, states, asked in zip(batch.items, read, batch.asked):  # type: ignore[arg-type]
