@@ -1,4 +1,4 @@
-"""Ask a model the whole question set under many trials, through `prepare` and its own `generate`; encode pictures once."""
+"""Ask a model the whole question set under many trials, by `prepare` and its own `generate`; encode pictures once."""
 
 from __future__ import annotations
 
