@@ -247,6 +247,8 @@ class Work:
             policy = "original"
         if packed is not None and self.positions == "original" and adapter.position_policy == "repack":
             raise UsageError("packed prompts are numbered anew one by one: leave positions='auto' or 'repack'.")
+        if call == "generate":  # which infers a mask before anything else
+            inputs = {**inputs, "attention_mask": mask}
         flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
         if all(s.kept == s.total == len(run.places) for run, s in flat):
             source = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -254,13 +256,13 @@ class Work:
                 place(adapter, kwargs, inputs, mask, source, policy, call, None)
             return kwargs, policy, source
         source = shrink(mask, [r for r, _ in flat], [s.rows for _, s in flat], [s.total for _, s in flat])
-        for name, value in inputs.items():
-            per_token = isinstance(value, Tensor) and value.shape == ids.shape and name not in dropped
+        for name, value in kwargs.items():
+            per_token = isinstance(value, Tensor) and value.shape == ids.shape
             if per_token and name not in ("input_ids", "position_ids"):
                 kwargs[name] = gather(value, source, FILL.get(name, 0))
         kwargs["input_ids"] = gather(ids, source, self._pad_id())
-        if inputs.get("attention_mask") is None and bool((source < 0).any()):
-            kwargs["attention_mask"] = (source >= 0).long()
+        if kwargs.get("attention_mask") is None and bool((source < 0).any()):
+            kwargs["attention_mask"] = gather(mask, source, 0).long()
         place(adapter, kwargs, inputs, mask, source, policy, call, packed)
         shorten_lengths(kwargs, source)
         if policy == "original" and call == "generate" and not use_cache:
