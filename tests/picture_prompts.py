@@ -35,8 +35,8 @@ FAMILIES = ("llava", "llava-next", "idefics3", "paligemma")
 
 @dataclass(frozen=True)
 class Prompts:
-    """rows: for each row the kinds of its pictures and the number of its question. door: how files come in: opened, then
-    given to the processor; or to `chat_batch` as PIL has them."""
+    """rows: for each row the kinds of its pictures and the number of its question. door: how files come in: opened and
+    given to the processor, or to `chat_batch` as PIL has them."""
 
     family: str
     method: str

@@ -1,5 +1,5 @@
-"""Situations of a pruned call, drawn at random (test_calls_fuzz.py): how a batch is laid out, what comes with it, how it
-is called, and what stands around the model."""
+"""Situations of a pruned call, drawn at random (test_calls_fuzz.py): how a batch is laid out, what comes with it, how
+it is called, and what stands around the model."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Situation:
 
 @st.composite
 def situations(draw: Any) -> Situation:
-    pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+    pick = lambda *options: draw(st.sampled_from(options))
     family = pick(*sorted(families.FAMILIES))
     kind, axes = families.FAMILIES[family], three_dimensional(family)
     method = pick(*(m for m in (*BEFORE, *INSIDE) if prunable(family, m)))

@@ -1,6 +1,6 @@
-"""Situations drawn at random (situations.py, pictures_of_all_kinds.py): families x layouts of padding x given or missing
-masks and positions x call x cache x wrappers x methods, and picture files of every kind in prompts with several. Every
-row must give what it gives alone, called plainly.
+"""Situations drawn at random (situations.py, picture_prompts.py): families x layouts of padding x given or missing masks
+and positions x call x cache x wrappers x methods, and picture files of every kind in prompts with several. Every row
+must give what it gives alone, called plainly.
 
 `FSR_FUZZ_MINUTES=60 python -m pytest -s tests/test_calls_fuzz.py` goes on for an hour with new situations, and prints
 how many there were.
@@ -54,7 +54,7 @@ def compared(s: Situation) -> str:
         if s.call.endswith("forward"):
             mine, expected = spoken(s, row, mine, expected, inputs)
         if not close(mine, expected):
-            return f"row {row} differs by {float((mine - expected).abs().max()) if mine.shape == expected.shape else mine.shape}"
+            return f"row {row} differs: {(mine - expected).abs().max() if mine.shape == expected.shape else mine.shape}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -39,8 +40,9 @@ def call_vision(run: Callable[[], Any], given: dict[str, Any]) -> Any:
 def _of_libraries(error: Exception) -> bool:
     """Whether it was raised by what runs the model, not by somebody's code that is hooked into it."""
     at: TracebackType | None = error.__traceback__
-    name = ""
+    raiser = ""
     while at is not None:
-        name = str(at.tb_frame.f_globals.get("__name__", ""))
+        package = str(at.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        raiser = raiser if package in sys.stdlib_module_names else package
         at = at.tb_next
-    return name.split(".")[0] in LIBRARIES
+    return raiser in LIBRARIES
