@@ -1,6 +1,6 @@
-"""Situations drawn at random (situations.py, picture_prompts.py): families x layouts of padding x given or missing masks
-and positions x call x cache x wrappers x methods, and picture files of every kind in prompts with several. Every row
-must give what it gives alone, called plainly.
+"""Situations drawn at random (situations.py, picture_prompts.py): families x layouts of padding x given or missing
+masks and positions x call x cache x wrappers x methods, and picture files of every kind in prompts with several. Every
+row must give what it gives alone, called plainly.
 
 `FSR_FUZZ_MINUTES=60 python -m pytest -s tests/test_calls_fuzz.py` goes on for an hour with new situations, and prints
 how many there were.
