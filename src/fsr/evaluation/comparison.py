@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import transformers
 
+from fsr.evaluation.fingerprint import model_hash
 from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.evaluation.question_set import VERSION
-from fsr.evaluation.runner import Runner, model_hash
+from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, trials_of, unpruned
 from fsr.pipeline.prepare import Positions
@@ -61,7 +62,7 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
-        "relevance": runner.relevance,
+        "relevance": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
