@@ -10,6 +10,7 @@ that refuses it. `--write` puts the table of this Transformers release into docs
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import warnings
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fsr.methods import get  # noqa: E402
 
 PAGE = ROOT / "docs" / "classes.md"
 KEEP = 3
+TOLERANCE = 2e-5
 MODES: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
 # Classes whose twins the tests have, with hand-made prompts: model type -> family of tests/families.py.
 TESTED = {
@@ -95,7 +97,11 @@ def look(model_type: str) -> Row:
                 return Row(model_type, "wrong", f"{adapter.name}: all tokens kept, {mode} differs")
         few = FSR(keep=KEEP, relevance="none") if "saliency" in signals else get("divprune", keep=KEEP)
         with prune(model, few) as pruned:
-            _run(model, inputs, {})
+            runs = [_run(model, inputs, MODES[m])[1][:, 0] for m in ("greedy", "no cache") if m in expected]
+        if (runs[0] - runs[-1]).abs().max() > TOLERANCE * runs[0][runs[0].isfinite()].abs().max():
+            return Row(model_type, "wrong", f"{adapter.name}: a step with a KV cache differs from one without")
+        if model_type not in TESTED and (gap := dropped_columns(model, adapter, inputs, few)) > TOLERANCE:
+            return Row(model_type, "wrong", f"{adapter.name}: {gap:.1e} from dropped columns")
         kept = [s.kept for s in pruned.last.selections]
         if kept != [min(KEEP, s.total) for s in pruned.last.selections] or pruned.last.tokens_after != sum(kept):
             return Row(model_type, "wrong", f"{adapter.name}: kept {kept}")
@@ -107,6 +113,38 @@ def look(model_type: str) -> Row:
     if set(model.__dict__) != before or model.training != training:
         return Row(model_type, "wrong", f"{adapter.name}: the model is not as it was")
     return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}")
+
+
+@torch.no_grad()
+def dropped_columns(model: Any, adapter: Any, inputs: dict[str, Any], method: Any) -> float:
+    """How far logits of a pruned prompt are from those of the language model on hand-made columns: all features merged
+    at full length, the columns that are not kept left out. Largest difference as a share of the largest logit.
+
+    Where features enter in more places than the embeddings (deepstack) those columns are hidden by a mask instead.
+    """
+    original = prepare(model, method, inputs, call="forward", positions="original")
+    got = model(**original).logits[0, -1]
+    columns = original.report.columns[0]
+    encoded = adapter.encode(inputs, method.signals())[0]
+    mask = torch.zeros_like(inputs["attention_mask"])
+    mask[:, columns] = 1
+    if getattr(encoded.output, "deepstack_features", None) is None:
+        ids = inputs["input_ids"]
+        embeds = model.get_input_embeddings()(ids)
+        where = ids == adapter.placeholder_ids()["image"]
+        embeds[where] = torch.cat([unit.features for unit in encoded.units]).to(embeds)
+        known = set(inspect.signature(type(model).forward).parameters)
+        given = {
+            n: v[:, columns]
+            for n, v in inputs.items()
+            if n in known and n != "input_ids" and isinstance(v, torch.Tensor) and v.shape == ids.shape
+        }
+        given["position_ids"] = original["position_ids"]
+        expected = model(inputs_embeds=embeds[:, columns], **given).logits[0, -1]
+    else:
+        whole = prepare(model, get("divprune", keep=9999), inputs, call="forward", positions="original")
+        expected = model(**{**whole, "attention_mask": mask}).logits[0, -1]
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 def _run(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,6 +51,8 @@ SIZES = [  # the first pattern that a field's whole name matches
 # Fields that the rules above get wrong for a class, by the dotted path of the config that holds them.
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 HALF = {**MROPE, "partial_rotary_factor": 1.0}
+CODE = 105  # the first of 16 codes of a picture, where a picture is a row of codes
+CODES = dict(base_channels=32, latent_channels=32, embed_dim=32, num_res_blocks=1)
 BESIDES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}},
     "glm_ocr": {"text_config.rope_parameters": HALF},
@@ -63,7 +65,11 @@ BESIDES: dict[str, dict[str, Any]] = {
         "text_config.rope_parameters": {"full_attention": MROPE, "sliding_attention": MROPE},
     },
     "llama4": {"vision_config.intermediate_size": 128},
-    "molmo2": {"adapter_config.vision_feature_layer": [-1, -2], "vit_config.image_size": [32, 32]},
+    "molmo2": {
+        "adapter_config.vision_feature_layer": [-1, -2],
+        "vit_config.image_size": [32, 32],
+        "vit_config.num_position_embeddings": 16,
+    },
     "dots3_note": {"text_config.num_key_value_heads": 4, "audio_config.adapter_input_size": 32},
     "hunyuan_vl": {"text_config.rope_parameters": {**MROPE, "mrope_section": [1, 1, 1, 1]}, "text_config.head_dim": 8},
     "gemma4_unified": {
@@ -75,7 +81,7 @@ BESIDES: dict[str, dict[str, Any]] = {
     "qwen4_exp": {
         "text_config.rope_parameters": MROPE,
         "text_config.indexer_n_heads": 4,
-        "text_config.indexer_kv_heads": 2,
+        "text_config.indexer_kv_heads": 1,
         "text_config.indexer_head_dim": 8,
         "text_config.indexer_budget": 64,
         "text_config.indexer_compress_ratio": 4,
@@ -83,9 +89,45 @@ BESIDES: dict[str, dict[str, Any]] = {
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
     "ernie4_5_vl_moe": {"text_config.moe_intermediate_size": [64, 64], "text_config.rope_parameters": MROPE},
-    "emu3": {"vocabulary_map": {"<image>": PICTURE}},
-    "chameleon": {"vocabulary_map": {"<image>": PICTURE}},
-}
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": PICTURE,
+            "<|extra_200|>": CODE + 16,
+            **{f"<|visual token {i:06d}|>": CODE + i for i in range(16)},
+        },
+        "vq_config": {**CODES, "codebook_size": 16, "channel_multiplier": [1, 1, 1], "hidden_size": 32},
+    },
+    "chameleon": {
+        "vocabulary_map": {
+            "<image>": PICTURE,
+            **{"IMGIMG" + "".join(chr(65 + int(d)) for d in str(i)) + "Z": CODE + i for i in range(16)},
+        },
+        "vq_config": {**CODES, "num_embeddings": 16, "channel_multiplier": [1, 1, 1, 1], "resolution": SIDE},
+    },
+    "apertus1p5": {
+        "image_token_offset": CODE,
+        "audio_token_offset": CODE + 16,
+        "vision_config": {
+            **CODES, "codebook_size": 16, "channel_multiplier": [1, 1, 1], "resolution": SIDE, "attn_resolutions": [8]
+        },
+        "audio_config.codebook_size": 4,
+    },
+    "kimi_k25": {
+        "vision_config.pos_emb_height": 8,
+        "vision_config.pos_emb_width": 8,
+        "text_config.num_key_value_heads": 4,
+    },
+    "mistral_large4": {"text_config.num_key_value_heads": 4},
+    "deepseek_ocr2": {
+        "text_config.mlp_layer_types": ["dense", "sparse"],
+        "text_config.num_experts_per_tok": 2,
+        "text_config.n_group": 1,
+        "text_config.topk_group": 1,
+    },
+    "deepseek_vl_hybrid": {"high_res_vision_config.global_attn_indexes": [0, 1]},
+    "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2},
+    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]]},
+}  # fmt: skip
 
 
 def takes_features(cls: Any) -> bool:
@@ -195,12 +237,25 @@ def _forms(base: Any, names: set[str]) -> Any:
         extra = {"image_merge_sizes": torch.tensor([MERGE, MERGE])} if "image_merge_sizes" in names else {}
         for width in dict.fromkeys(channels * n * patch**2 for n in (times, 1, 2)):
             yield {"pixel_values": draw(40, width), "image_grid_thw": grid, **extra}
+        side = MERGE * patch
         for shape in (
+            (40, side, side, channels),
             (40, channels, patch, patch),
             (40, channels, times, patch, patch),
             (40, times, patch, patch, channels),
         ):
             yield {"pixel_values": draw(*shape), "image_grid_thw": grid, **extra}
+        return
+    if "image_grid_hw" in names:
+        yield {"pixel_values": draw(40, 3 * patch**2), "image_grid_hw": torch.tensor([[4, 6], [4, 4]])}
+        return
+    if "image_token_pooling" in names:
+        blocks = torch.arange(32).view(2, 2, 2, 2, 2).transpose(2, 3).reshape(8, 4)
+        yield {
+            "pixel_values": draw(2, 16, 3 * patch**2),
+            "image_token_pooling": blocks,
+            "image_grids": torch.tensor([[2, 2, 0, 0]] * 2),
+        }
         return
     if "image_position_ids" in names:
         at = torch.stack([torch.arange(4).repeat(4), torch.arange(4).repeat_interleave(4)], -1).expand(2, -1, -1)
@@ -222,9 +277,12 @@ def _forms(base: Any, names: set[str]) -> Any:
         wide = getattr(high, "image_size", None) or 64
         yield {"pixel_values": plain, "high_res_pixel_values": draw(2, 3, wide, wide)}
     if "target_sizes" in names:
-        yield {"pixel_values": draw(1, 3, patch, 2 * 16 * patch), "target_sizes": torch.tensor([[4, 4], [4, 4]])}
+        yield {"pixel_values": draw(1, 3, patch, 2 * 64 * patch), "target_sizes": torch.tensor([[8, 8], [8, 8]])}
+    if "pixel_attention_mask" in names:
+        yield {"pixel_values": plain[:, None], "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool)}
     if "pixel_values_images" in names:
         yield {"pixel_values_images": plain}
     yield {"pixel_values": plain, **sizes}
     yield {"pixel_values": plain[:, None], **sizes}  # tiles of each picture
     yield {"pixel_values": plain[None], **sizes}  # pictures of each row
+    yield {"pixel_values": draw(2, 16, 3 * patch**2)}  # patches of each picture

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["entries", "fresh", "is_pruned", "rebuild", "split_rows"]
+__all__ = ["entries", "fresh", "is_pruned", "marked_pruned", "rebuild", "split_rows"]
 
 # On outputs that `rebuild` made: features of kept tokens, as opposed to those of whole pictures.
 PRUNED = "_fsr_pruned"
@@ -59,9 +59,13 @@ def rebuild(
         extra["deepstack_features"] = [
             joined([unit[r.to(unit.device)] for unit, r in zip(split_rows(layer, counts), rows)]) for layer in deep
         ]
-    made = type(output)(pooler_output=pooled, **extra)
-    setattr(made, PRUNED, True)
-    return made
+    return marked_pruned(type(output)(pooler_output=pooled, **extra))
+
+
+def marked_pruned(output: Any) -> Any:
+    """The same output, known as one of kept tokens (see `is_pruned`)."""
+    setattr(output, PRUNED, True)
+    return output
 
 
 def is_pruned(outputs: Any) -> bool:
