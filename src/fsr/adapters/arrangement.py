@@ -1,5 +1,5 @@
-"""How the patches of a packed tower become tokens: which of them, in which order, and the tokens in between that are made
-of none (line ends, marks around a picture).
+"""How the patches of a packed tower become tokens: which of them, in which order, and the tokens in between that are
+made of none (line ends, marks around a picture).
 
 Read off one call, from what each patch flows into (`provenance`); every later picture must have the number of tokens
 that follows from its grid.

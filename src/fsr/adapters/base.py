@@ -204,7 +204,7 @@ class Adapter(ABC):
         """Names of the inputs that carry pixels and their sizes; dropped once features are handed over."""
         return frozenset().union(*(self.feature_arguments(m) for m in MODALITIES))
 
-    def check_settings(self, setting: Callable[[str], Any]) -> None:
+    def check_settings(self, setting: Callable[[str], Any]) -> None:  # noqa: B027  (nothing to refuse by default)
         """UsageError where `generate` would get this family's pictures wrong. setting: reads a setting by its name."""
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:

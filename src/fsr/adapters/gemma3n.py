@@ -27,6 +27,7 @@ class Gemma3nAdapter(Adapter):
     name = "gemma3n"
     model_types = frozenset({"gemma3n"})
     paired_text_tower = False
+    chunked_prefill = False  # Transformers cannot cut the features of timm's towers
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See `Adapter.apart`."""

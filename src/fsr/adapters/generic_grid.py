@@ -130,7 +130,9 @@ class GenericAxesAdapter(GenericGridAdapter):
         if inputs.get("mm_token_type_ids") is None:
             raise UsageError("positions of several axes need mm_token_type_ids: pass all that the processor returned.")
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        positions, _ = self.base.get_rope_index(**{n: inputs[n] for n in (*names, "attention_mask") if inputs.get(n) is not None})
+        positions, _ = self.base.get_rope_index(
+            **{n: inputs[n] for n in (*names, "attention_mask") if inputs.get(n) is not None}
+        )
         return positions
 
     @torch.no_grad()

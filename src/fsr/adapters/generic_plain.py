@@ -1,5 +1,5 @@
-"""Models that no adapter knows by name and that have no vision tower: patches go into the language model as they are, or
-as the codes of a picture.
+"""Models that no adapter knows by name and that have no vision tower: patches go into the language model as they are,
+or as the codes of a picture.
 
 There is no attention to read, so there is no saliency; methods that cover pictures by features alone work.
 """

@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from fsr.adapters.base import Modality, TowerStates, Units
-from fsr.adapters.containers import marked_pruned, rebuild, split_rows
+from fsr.adapters.containers import alike, marked_pruned, rebuild, split_rows
 from fsr.adapters.packing import Channels, Layout, PackedAdapter, Window, centres, placeholder_runs
 from fsr.adapters.registry import register
 from fsr.errors import FeatureError, UnsupportedModelError, UsageError
@@ -119,10 +119,8 @@ class Llama4Adapter(PackedAdapter):
         for unit, chosen in zip(encoded.units, selections):
             rows = chosen.rows.to(unit.features.device)
             kept.append(self._led_back(unit.extra[RAW][rows], unit.features[rows], chosen.features))
-        made = rebuild(
-            encoded.output, kept, [s.rows for s in selections], [u.count for u in encoded.units], samples
-        )
-        return marked_pruned(type(made)(last_hidden_state=made.pooler_output))
+        made = rebuild(encoded.output, kept, [s.rows for s in selections], [u.count for u in encoded.units], samples)
+        return marked_pruned(alike(made, last_hidden_state=made.pooler_output))
 
     def _led_back(self, raw: Tensor, own: Tensor, features: Tensor) -> Tensor:
         """Rows [K, C] whose projection is `features` [K, D]: `raw` where nothing was merged (`own` is its projection).
