@@ -58,7 +58,8 @@ BESIDES: dict[str, dict[str, Any]] = {
     "glm_ocr": {"text_config.rope_parameters": HALF},
     "glm5_next": {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},
     "paddleocr_vl": {"text_config.rope_parameters": MROPE},
-    "step3p7": {"text_config.sliding_window": 64},
+    "granite_docling": {"vision_config.image_size": 4 * SIDE},
+    "step3p7": {"vision_config.image_size": 4 * SIDE, "text_config.sliding_window": 64},
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "cohere_compass": {
         "text_config.layer_types": ["full_attention", "sliding_attention"],
@@ -67,8 +68,8 @@ BESIDES: dict[str, dict[str, Any]] = {
     "llama4": {"vision_config.intermediate_size": 128},
     "molmo2": {
         "adapter_config.vision_feature_layer": [-1, -2],
-        "vit_config.image_size": [32, 32],
-        "vit_config.num_position_embeddings": 16,
+        "vision_config.image_size": [32, 32],
+        "vision_config.num_position_embeddings": 16,
     },
     "dots3_note": {"text_config.num_key_value_heads": 4, "audio_config.adapter_input_size": 32},
     "hunyuan_vl": {"text_config.rope_parameters": {**MROPE, "mrope_section": [1, 1, 1, 1]}, "text_config.head_dim": 8},
@@ -111,6 +112,18 @@ BESIDES: dict[str, dict[str, Any]] = {
             **CODES, "codebook_size": 16, "channel_multiplier": [1, 1, 1], "resolution": SIDE, "attn_resolutions": [8]
         },
         "audio_config.codebook_size": 4,
+    },
+    "got_ocr2": {"vision_config.image_size": 2 * SIDE},
+    "pp_chart2table": {"vision_config.image_size": 2 * SIDE},
+    "fast_vlm": {
+        "vision_config.architecture": "test_convnext",
+        "vision_config.hidden_size": 64,
+        "vision_config.model_args": None,
+        "vision_config.image_size": 4 * SIDE,
+    },
+    "perception_lm": {
+        "vision_config.architecture": "test_vit",
+        "vision_config.model_args": {"img_size": [SIDE, SIDE], "embed_dim": 64, "depth": 2, "patch_size": 8},
     },
     "kimi_k25": {
         "vision_config.pos_emb_height": 8,

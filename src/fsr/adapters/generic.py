@@ -197,6 +197,7 @@ class GenericAdapter(UnknownModel):
 
     def _check_square(self, modality: Modality, inputs: Mapping[str, Any]) -> None:
         """Pixels and sizes must say that every picture is a square: 2 x 8 patches are as many as 4 x 4."""
+        told = False
         for name in self.feature_arguments(modality):
             value = inputs.get(name)
             if not isinstance(value, Tensor):
@@ -206,6 +207,9 @@ class GenericAdapter(UnknownModel):
                 sides = torch.tensor(value.shape[-2:])[None]
             if sides is not None and bool((sides[:, 0] != sides[:, 1]).any()):
                 raise self.refusal(f"{name} {sides.tolist()} is no square")
+            told = told or sides is not None
+        if not told:
+            raise self.refusal("neither pixels nor sizes tell the shape of its pictures")
 
     def _raster(self, modality: Modality, inputs: Mapping[str, Any], pictures: int, count: int) -> Tensor:
         """The token of each row of a picture's states, long [P]."""
