@@ -114,6 +114,7 @@ def look(model_type: str) -> Row:
             return Row(model_type, "wrong", f"{adapter.name}: {gap:.1e} from dropped columns")
         if kept != [min(KEEP, s.total) for s in pruned.last.selections] or pruned.last.tokens_after != sum(kept):
             return Row(model_type, "wrong", f"{adapter.name}: kept {kept}")
+        clips = "" if model_type in TESTED else look_at_clips(model, adapter, inputs, whole, few)
     except UnsupportedModelError as error:
         left = set(model.__dict__) == before
         return Row(model_type, "refused" if left else "wrong", _line(error))
@@ -121,7 +122,32 @@ def look(model_type: str) -> Row:
         return Row(model_type, "wrong", f"{adapter.name}: {type(error).__name__}: {_line(error)}")
     if set(model.__dict__) != before or model.training != training:
         return Row(model_type, "wrong", f"{adapter.name}: the model is not as it was")
-    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}")
+    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}{clips}")
+
+
+def look_at_clips(model: Any, adapter: Any, inputs: dict[str, Any], whole: Any, few: Any) -> str:
+    """ "; clips" where a clip works, nothing where the class itself fails on it or its adapter refuses.
+
+    Raises:
+        ValueError: a clip is pruned wrongly.
+    """
+    try:
+        clip = class_twins.clip_for(model, adapter, inputs)
+        expected = None if clip is None else _run(model, clip, {})
+    except Exception:
+        return ""
+    if clip is None or expected is None:
+        return ""
+    try:
+        with prune(model, whole):
+            same = all(torch.equal(a, b) for a, b in zip(_run(model, clip, {}), expected))
+        with prune(model, few) as pruned:
+            _run(model, clip, {})
+    except UnsupportedModelError:
+        return ""
+    if not same or [s.kept for s in pruned.last.selections] != [KEEP]:
+        raise ValueError("a clip is pruned wrongly")
+    return "; clips"
 
 
 @torch.no_grad()

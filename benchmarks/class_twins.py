@@ -15,7 +15,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-__all__ = ["NAMES", "PICTURE", "inputs_for", "takes_features", "twin"]
+__all__ = ["NAMES", "PICTURE", "clip_for", "inputs_for", "takes_features", "twin"]
 
 VOCAB, PAD, PICTURE, CLIP, OPEN, CLOSE = 128, 0, 100, 101, 102, 103
 SIDE, PATCH, MERGE = 32, 8, 2
@@ -132,14 +132,29 @@ BESIDES: dict[str, dict[str, Any]] = {
     },
     "mistral_large4": {"text_config.num_key_value_heads": 4},
     "deepseek_ocr2": {
+        "vision_config.sam_config.downsample_channels": [32, 32],
         "text_config.mlp_layer_types": ["dense", "sparse"],
         "text_config.num_experts_per_tok": 2,
         "text_config.n_group": 1,
         "text_config.topk_group": 1,
     },
     "deepseek_vl_hybrid": {"high_res_vision_config.global_attn_indexes": [0, 1]},
-    "diffusion_gemma": {"text_config.num_experts": 4, "text_config.top_k_experts": 2},
-    "granite4_vision": {"deepstack_layer_map": [[-2, 0], [-1, 1]]},
+    "diffusion_gemma": {
+        "text_config.num_experts": 4,
+        "text_config.top_k_experts": 2,
+        "text_config.moe_intermediate_size": 32,
+    },
+    "granite4_vision": {
+        "deepstack_layer_map": [[-2, 0], [-1, 1]],
+        "vision_config.hidden_size": 64,
+        "downsample_rate": "2/4",
+        "image_grid_pinpoints": [[SIDE, SIDE]],
+    },
+    "unlimited_ocr": {
+        "vision_config.sam_config.downsample_channels": [32, 32],
+        "vision_config.sam_config.image_size": 8 * SIDE,
+        "vision_config.encoder_config.image_size": 8 * SIDE,
+    },
 }  # fmt: skip
 
 
@@ -217,7 +232,8 @@ def inputs_for(model: Any, base: Any) -> dict[str, Any]:
             with torch.no_grad():
                 output = base.get_image_features(**form, return_dict=True)
             pooled = getattr(output, "pooler_output", None)
-            pooled = output.last_hidden_state if pooled is None else pooled
+            pooled = getattr(output, "last_hidden_state", None) if pooled is None else pooled
+            pooled = output.deepstack_features[0][1] if pooled is None else pooled
             counts = [e.numel() // e.shape[-1] for e in pooled]
             break
         except Exception as error:  # the next form
@@ -233,6 +249,31 @@ def inputs_for(model: Any, base: Any) -> dict[str, Any]:
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in forward:
             given[name] = (ids == model.config.image_token_id).long()
+    return given
+
+
+def clip_for(model: Any, adapter: Any, picture: dict[str, Any]) -> dict[str, Any] | None:
+    """A clip of two steps of 4 x 4 patches, each in a run of its own; None where the class takes none of this kind.
+
+    picture: what `inputs_for` made, for the width of a patch.
+    """
+    token = adapter.placeholder_ids().get("video")
+    if token is None or "video_grid_thw" not in adapter.feature_arguments("video"):
+        return None
+    noise = torch.Generator().manual_seed(8)
+    form = {
+        "pixel_values_videos": torch.randn((32, *picture["pixel_values"].shape[1:]), generator=noise),
+        "video_grid_thw": torch.tensor([[2, 4, 4]]),
+    }
+    if "video_merge_sizes" in adapter.feature_arguments("video"):
+        form["video_merge_sizes"] = torch.tensor([MERGE])
+    with torch.no_grad():
+        pooled = adapter.base.get_video_features(**form, return_dict=True).pooler_output
+    half = sum(e.numel() // e.shape[-1] for e in pooled) // 2
+    ids = torch.tensor([[1, 5, *[OPEN, *[token] * half, CLOSE, 9] * 2, 30, 31]])
+    given = {**form, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inspect.signature(type(model).forward).parameters:
+        given["mm_token_type_ids"] = 2 * (ids == token).long()
     return given
 
 
@@ -275,7 +316,7 @@ def _forms(base: Any, names: set[str]) -> Any:
         for width in dict.fromkeys((3 * patch**2, 3 * (patch * getattr(config, "pooling_kernel_size", 1)) ** 2)):
             yield {"pixel_values": draw(2, 16, width).sigmoid(), "image_position_ids": at}
         return
-    side = getattr(config, "image_size", SIDE)
+    side = getattr(getattr(config, "sam_config", config), "image_size", SIDE)
     side = side if isinstance(side, int) else side[0]
     sizes = {"image_sizes": torch.tensor([[side, side]] * 2)} if "image_sizes" in names else {}
     plain = draw(2, 3, side, side)
@@ -295,7 +336,10 @@ def _forms(base: Any, names: set[str]) -> Any:
         yield {"pixel_values": plain[:, None], "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool)}
     if "pixel_values_images" in names:
         yield {"pixel_values_images": plain}
+    if getattr(config, "temporal_patch_size", None):  # one patch of a clip or picture after another
+        yield {"pixel_values": draw(8, times, patch, patch, channels)}
     yield {"pixel_values": plain, **sizes}
     yield {"pixel_values": plain[:, None], **sizes}  # tiles of each picture
     yield {"pixel_values": plain[None], **sizes}  # pictures of each row
+    yield {"pixel_values": draw(2, 2, 3, side, side), **sizes}  # the whole view and one tile
     yield {"pixel_values": draw(2, 16, 3 * patch**2)}  # patches of each picture
