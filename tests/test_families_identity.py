@@ -44,7 +44,7 @@ def test_whole_budget_is_identity(name, attention, feature):
         several = bool({"num_beams", "num_return_sequences"} & set(options))
         if OLD and several and name.startswith("qwen3.5"):
             continue  # there even the first step of one picture differs from greedy decoding, unpruned
-        if (several and name == "llama4") or (OLD and mode == "static" and name == "gemma4"):
+        if (several and name == "llama4") or (OLD and mode == "static" and name in ("gemma4", "llama4")):
             continue  # Transformers fails there without pruning, or answers wrongly: refused, see the settings
         inputs = one_each if several and (OLD or name.startswith("glm")) else batch
         expected = run(model, inputs, mode)
