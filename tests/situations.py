@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 import families
 import tiny
-from fsr import FSR, UnsupportedModelError, prepare, prune
+from fsr import FSR, FSRError, prepare, prune
 from fsr.methods import Dart, FastV, PyramidDrop, SparseVLM, VisionZip
 from test_calls_rows import OLD, extended, families_axes, fast, three_dimensional
 
@@ -251,7 +251,7 @@ def placed(s: Situation, inputs: dict[str, Any]) -> dict[str, Any]:
 def run(model: Any, s: Situation, inputs: dict[str, Any], rows: list[int], wrappers: tuple[str, ...] = ()) -> Any:
     """What the call says of each row: logits [B, T, V] of a forward, of four steps [B, 4, V], or the scores of beams.
     With the method "stock" nothing is pruned."""
-    method, generated = BEFORE.get(s.method) or INSIDE.get(s.method), s.call.endswith("generate") or s.call == "beams"
+    method, generated = method_of(s.family, s.method), s.call.endswith("generate") or s.call == "beams"
     options: dict[str, Any] = {"use_cache": s.cache != "none"} if s.mode != "checkpointing" else {}
     if s.cache == "given":
         options["past_key_values"] = DynamicCache(config=families.model_of(s.family).config.get_text_config())
@@ -322,12 +322,23 @@ def words() -> Any:
     return tiny.llava_processor()
 
 
+def method_of(family: str, name: str) -> Any:
+    """The method of this name; None for "stock"."""
+    if family in families.UNSEEN and name in ("fsr", "share", "whole"):
+        return families.method_for(family, BEFORE[name].keep)
+    return BEFORE.get(name) or INSIDE.get(name)
+
+
 @cache
 def prunable(family: str, method: str) -> bool:
     """Whether this family takes this method at all."""
-    try:
-        settings = dict(relevance="first-layer", processor=words()) if method == "asked" else {}
-        prune(families.model_of(family), BEFORE.get(method) or INSIDE[method], **settings)
-    except UnsupportedModelError:
+    if method in INSIDE and fast(family) is None:
         return False
-    return method not in INSIDE or fast(family) is not None
+    model, asked = families.model_of(family), method == "asked"
+    settings = dict(relevance="first-layer", processor=words()) if asked else {}
+    try:
+        with torch.no_grad(), prune(model, method_of(family, method), **settings):
+            model(**families.prompts(family, [(1, 0)]), **({"question": QUESTIONS[0]} if asked else {}))
+    except FSRError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 import families
 import picture_prompts
 import situations
-from fsr import FSR, prune
+from fsr import prune
 from situations import Situation
 from test_calls_rows import PACKABLE, close, packed
 
@@ -82,7 +82,7 @@ def check_packed(family: str, keep: int, wrapper: str) -> None:
     CASES[family] += 1
     model = situations.model_of(family, "sdpa", ("lora",) if wrapper == "lora" else ())
     both, parts = packed(family)
-    with situations.wrapped(model, (wrapper,)) as given, prune(given, FSR(keep=keep, relevance="none")):
+    with situations.wrapped(model, (wrapper,)) as given, prune(given, families.method_for(family, keep)):
         together = model(**both, use_cache=False).logits
         alone = [model(**p, use_cache=False).logits for p in parts]
     n = alone[0].shape[1]
