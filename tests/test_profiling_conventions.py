@@ -80,6 +80,7 @@ BILLIONS = {
     "llava-onevision-7b": 8.030,
     "qwen2.5-vl-3b": 3.755,
     "qwen2.5-vl-7b": 8.292,
+    "qwen3-vl-2b": 2.128,
     "qwen3-vl-8b": 8.767,
     "gemma-3-4b": 4.300,
     "paligemma-3b-224": 2.923,
