@@ -1,12 +1,13 @@
 """An agent's prompt that grows by a screenshot a turn, at true size: tokens, KV cache and time, unpruned and pruned.
 
-    OMP_NUM_THREADS=2 python benchmarks/agent.py --config qwen3-vl-2b [--at 20] [--size 512 768] [--layers 4]
+    OMP_NUM_THREADS=1 python benchmarks/agent.py --config qwen3-vl-2b [--at 20] [--size 512 768] [--layers 4]
         [--json out.json]
 
 The model has random weights, which cost the same time. For every turn of `--at` the prompt of that turn is prefilled
 whole: unpruned, with one budget for all pictures, and by age (`by_age`, with the total of the one budget); then by age
 with the KV cache of the turn before it (`Conversation`). Pictures are encoded before; how long the tower takes for one,
-and choosing for all, stands beside. Two different screenshots alternate: time does not depend on what they show.
+and choosing for all, stands beside. Two different screenshots alternate: time does not depend on what they show. On a
+CPU times are processor time, which other programs on the machine change little.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -54,16 +56,18 @@ def same_total(keep: KeepFor, turns: int, tokens: int) -> float:
 
 
 class Clock:
-    """Milliseconds of the first forward inside a `with` block: of the whole model, and of its language layers."""
+    """Milliseconds of processor time (all threads) of the first forward inside a `with` block: of the whole model, and
+    of its language layers. On a GPU, where the processor waits, wall-clock time."""
 
     def __init__(self, model: Any) -> None:
         self.modules = (model, model.get_decoder())
+        self.now = process_time if model.device.type == "cpu" else perf_counter
 
     def __enter__(self) -> Clock:
         self.times: list[list[float]] = [[], []]
         self._hooks = []
         for module, times in zip(self.modules, self.times):
-            note = partial(_note, times)
+            note = partial(_note, self.now, times)
             self._hooks += [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
         return self
 
@@ -73,8 +77,10 @@ class Clock:
         self.ms, self.layers_ms = (1e3 * (times[1] - times[0]) for times in self.times)
 
 
-def _note(times: list[float], *_: Any) -> None:
-    times.append(perf_counter())
+def _note(now: Callable[[], float], times: list[float], *_: Any) -> None:
+    if now is perf_counter:
+        torch.cuda.synchronize()
+    times.append(now())
 
 
 def turn(
@@ -104,6 +110,7 @@ def turn(
             }
             row |= {"visual_tokens": prepared.report.tokens_after, "columns": prepared.report.length_after}
             del output
+            print(at, name, round(clock.ms), "ms", file=sys.stderr, flush=True)
         if at > 1:
             talk = Conversation(model, methods["by age"])
             talk.generate(**prompt(parts, at - 1), max_new_tokens=1, do_sample=False)
@@ -114,6 +121,7 @@ def turn(
             row["layers_ms"].append(clock.layers_ms)
             assert talk.last is not None
             row |= {"visual_tokens": talk.last.tokens_after, "columns": talk.last.length_after - talk.reused}
+            print(at, "by age, continued", round(clock.ms), "ms", file=sys.stderr, flush=True)
     rows = {n: row for n, row in rows.items() if row["ms"]}
     for row in rows.values():
         row |= {f"all_{n}": row[n] for n in ("ms", "layers_ms")} | {
@@ -143,9 +151,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ]
     method, both = FSR(keep=1, relevance="none"), prompt(parts, len(parts))
     encode(model, parts[0], method, relevance="none")  # warm
-    began = perf_counter()
+    now = process_time if args.device == "cpu" else perf_counter
+    began = now()
     encode(model, parts[0], method, relevance="none")
-    tower = 1e3 * (perf_counter() - began)
+    tower = 1e3 * (now() - began)
+    print("tower", round(tower), "ms", file=sys.stderr, flush=True)
     seen = encode(model, both, method, relevance="none")
     return {
         "config": args.config,
