@@ -5,8 +5,8 @@
 
 The model has random weights, which cost the same time. For every turn of `--at` the prompt of that turn is prefilled
 whole: unpruned, with one budget for all pictures, and by age (`by_age`, with the total of the one budget); then by age
-with the KV cache of the turn before it (`Conversation`). Pictures are encoded before; how long the tower takes for one,
-and choosing for all, stands beside. Two different screenshots alternate: time does not depend on what they show. On a
+with the KV cache of the turn before it (`Conversation`). Pictures are encoded before; how long the tower takes for
+one stands beside. Two different screenshots alternate: time does not depend on what they show. On a
 CPU times are processor time, which other programs on the machine change little.
 """
 
@@ -104,10 +104,7 @@ def turn(
             row = rows[name]
             row["ms"].append(clock.ms)
             row["layers_ms"].append(clock.layers_ms)
-            row |= {
-                "kv_MiB": cache_bytes(cache_of(output)) / 2**20,
-                "selection_ms": prepared.report.timings["selection"],
-            }
+            row["kv_MiB"] = cache_bytes(cache_of(output)) / 2**20
             row |= {"visual_tokens": prepared.report.tokens_after, "columns": prepared.report.length_after}
             del output
             print(at, name, round(clock.ms), "ms", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 input."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -119,8 +120,8 @@ def test_several_pictures_with_a_budget_each(capsys, tmp_path):
     status, out, _ = ask(capsys, *files, "--keep", "0.5,16", "--json", "--save", str(drawn))
     result = json.loads(out)
     assert status == 0 and [p["keep"] for p in result["pictures"]] == [72, 16]
-    one = Image.open(drawn).size
-    assert one[0] > 1.9 * one[1] * 0.9
+    width, height = Image.open(drawn).size
+    assert width > 1.5 * height
     status, out, _ = ask(capsys, *files, "--keep", "9", "--method", "grid")
     assert status == 0 and "picture 0: 9" in out and "picture 1: 9" in out and "uniform-grid" in out
 
@@ -154,4 +155,4 @@ def test_help_states_each_default_once(capsys, name):
         main([name, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in text and "(default: False)" not in text
-    assert ") (default:" not in text.replace("(0.11) (default:", "").replace("(alpha=2) (default:", "")
+    assert not re.search(r"\(default: [^)]*\) \(default:", text)
