@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         questions = [talk[-1].question.text for talk in some]
         seen = encode(model, inputs, *methods.values())
         for name, method in methods.items():
-            ready = prepare(model, method, inputs, questions, question_for="newest", encoded=seen)
+            ready = prepare(model, method, inputs, questions, processor=processor, question_for="newest", encoded=seen)
             new = model.generate(**ready, max_new_tokens=4, do_sample=False)[:, ready["input_ids"].shape[1] :]
             said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             right[name] += [plain(a) == plain(talk[-1].question.answer) for a, talk in zip(said, some)]

@@ -50,7 +50,7 @@ def answers(
             methods = {keep: FSR(keep=keep) for keep in keeps}
             seen = encode(model, inputs, *methods.values())
             for keep, method in methods.items():
-                ready = prepare(model, method, inputs, texts, encoded=seen)
+                ready = prepare(model, method, inputs, texts, processor=processor, encoded=seen)
                 new = model.generate(**ready, max_new_tokens=4, do_sample=False)[:, ready["input_ids"].shape[1] :]
                 said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
                 right[pixels, keep] += [plain(a) == plain(i.question.answer) for a, i in zip(said, items)]
