@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
+from fsr.serving.vllm.checkpoints import check_model_type
 from fsr.serving.vllm.first_layer import EngineFirstLayer
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
@@ -59,6 +61,7 @@ class PrunedVision:
     tower_name: ClassVar[str] = "vision_tower"
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check_model_type(vllm_config.model_config.hf_config, self.adapter_class)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         _refuse_what_skips_hooks(vllm_config)
         self.fsr_settings = EngineSettings.of(vllm_config.model_config.hf_config, self.adapter_class.paired_text_tower)
@@ -114,6 +117,10 @@ class PrunedVision:
         """One pass of the tower as the adapter expects it."""
         raise NotImplementedError
 
+    def watching(self, numbers: set[int]) -> AbstractContextManager[Watched]:
+        """Watch these layers, and the other modules, while the body encodes."""
+        return watch({n: self.attention(n) for n in numbers}, **self.watched_modules())
+
     @property
     def feature_width(self) -> int | None:
         """D, where channels of another kind stand behind a token's own features."""
@@ -145,8 +152,7 @@ class PrunedVision:
             chosen: list[Chosen | None] = [None] * len(requests)
             spent = 0.0
         else:
-            numbers = set(self._fsr_layers().values())
-            with watch({n: self.attention(n) for n in numbers}, **self.watched_modules()) as seen:
+            with self.watching(set(self._fsr_layers().values())) as seen:
                 features = self.features_of(given)
             main = [f[:, : self.feature_width] for f in features]
             device = features[0].device
