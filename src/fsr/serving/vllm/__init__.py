@@ -16,6 +16,7 @@ line:
 | `gateway` | a door in front of the server that takes only these words from clients |
 | `processing` | the front end: K placeholders announced, the question found, both in the cache key |
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
+| `failures` | a picture that cannot be chosen from costs its own request only |
 | `memory` | a picture that is encoded again keeps its choice |
 | `mrope` | kept tokens keep their three-dimensional positions |
 | `first_layer` | relevance from a first attention layer as vLLM builds it |

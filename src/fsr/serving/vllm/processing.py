@@ -25,6 +25,7 @@ from fsr.serving.vllm.arguments import QUESTION, others, refuse_near_misses
 from fsr.serving.vllm.checkpoints import check_model_type
 from fsr.serving.vllm.settings import OWN, EngineSettings, Request
 from fsr.signals.question import extract_questions, own_questions
+from fsr.signals.question_tokens import question_ids
 
 __all__ = ["REQUEST", "PrunedProcessing"]
 
@@ -78,6 +79,7 @@ class PrunedProcessing:
                 Request(keep, (question or read) if here else None, name)
                 for keep, question, read, here, name in zip(keeps, questions, found, reads, names)
             ]
+            self._check_tokens({r.question for r in requests if r.question is not None})
             settled = replace(inputs, hf_processor_mm_kwargs={**others(given), REQUESTS: requests})
         return super().apply(settled, timing_ctx)  # type: ignore[misc]
 
@@ -166,6 +168,12 @@ class PrunedProcessing:
         if any(here and not question.strip() for here, question in zip(missing, found)):
             raise QuestionError(f"no question in the prompt: write one, or give {QUESTION} in mm_processor_kwargs.")
         return found
+
+    def _check_tokens(self, questions: set[str]) -> None:
+        """A question may have characters and no tokens, which these sources of relevance read."""
+        if self.settings.relevance in ("first-layer", "embedding"):
+            for question in questions:
+                question_ids(self.info.ctx.get_tokenizer(), question)
 
     def _token_ids(self, kind: str) -> set[int]:
         config = self.info.get_hf_config()

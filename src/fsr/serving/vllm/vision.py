@@ -24,6 +24,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
 from fsr.serving.vllm.checkpoints import check_model_type
+from fsr.serving.vllm.failures import picked
 from fsr.serving.vllm.first_layer import EngineFirstLayer
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
@@ -194,9 +195,11 @@ class PrunedVision:
         tokens = units.tokens
         out: list[Chosen | None] = [None] * len(tokens)
         groups: dict[bool, list[int]] = {}
+        counts = []
         for i, (unit, request) in enumerate(zip(tokens, requests)):
             structural = 0 if unit.structural is None else int(unit.structural.sum())
-            if known[i] is not None or self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
+            counts.append(self.fsr_settings.count(request.keep, unit.count, structural))
+            if known[i] is not None or counts[i] == unit.count:
                 continue
             question = request.question if "relevance" in signals else None
             if scorer is not None and question is not None:
@@ -205,8 +208,9 @@ class PrunedVision:
             groups.setdefault(question is not None, []).append(i)
         for asked, members in groups.items():
             one = method if asked else without_relevance(method)
-            for i, s in zip(members, one([tokens[i] for i in members], [requests[i].keep for i in members])):
-                out[i] = Chosen(s.features, s.rows)
+            given = [[source[i] for i in members] for source in (tokens, [r.keep for r in requests], counts)]
+            for i, chosen in zip(members, picked(one, *given, self.fsr_tally)):
+                out[i] = chosen
         return out
 
     def _signals_of(self, seen: Watched, segments: Tensor | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
