@@ -15,6 +15,7 @@ import argparse
 import datetime
 import http.client
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -177,6 +178,8 @@ def main() -> None:
     from fsr import FSR
     from fsr.serving.vllm import overrides
 
+    # A time limit from outside ends the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     run, mine = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"), []
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint(Path(folder) / "model")

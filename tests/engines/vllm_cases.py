@@ -25,6 +25,7 @@ os.environ.update(
 import checkpoints
 import numpy as np
 import torch
+import vllm_turns
 from PIL import Image
 
 import tiny
@@ -333,9 +334,11 @@ def qwen2_5(folder: Path) -> Bench:
 
 
 def qwen3(folder: Path) -> Bench:
-    """Deepstack; relevance from the first attention layer. (vLLM itself answers otherwise than Transformers where a
-    clip stands beside a picture.)"""
-    return _qwen(folder, "qwen3-vl", "Qwen3VL", "first-layer")
+    """Deepstack; relevance from the first attention layer; growing chats. (vLLM itself answers otherwise than
+    Transformers where a clip stands beside a picture.)"""
+    bench = _qwen(folder, "qwen3-vl", "Qwen3VL", "first-layer")
+    bench.cases["turns"] = vllm_turns.talks(bench)
+    return bench
 
 
 def qwen3_moe(folder: Path) -> Bench:
