@@ -180,6 +180,10 @@ def test_compare_and_ablate_give_whole_results(runner):
     assert "focus" not in farthest and farthest["tokens"] == 12
     assert result["unpruned"]["tokens"] == 144 and result["unpruned"]["loyalty"]["value"] == 1
     assert result["questions"]["sha256"] == runner.questions.sha256
+    outcomes = runner.run([unpruned()])[0]
+    by_hand = [len(runner.processor.tokenizer(o.answer, add_special_tokens=False).input_ids) for o in outcomes]
+    assert result["unpruned"]["answer_tokens"] == pytest.approx(sum(by_hand) / len(by_hand)) >= 1
+    assert all(1 <= r["answer_tokens"] <= 4 for r in result["results"])
     table = ablate(runner, [FSR(keep=12)], variants=[v for v in VARIANTS if v.group in ("stages", "sign of relevance")])
     json.dumps(table, allow_nan=False)
     rows = {(r["group"], r["variant"]): r for r in table["results"]}

@@ -106,6 +106,7 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
                 "on distractor, %",
                 "radius",
                 "no Scan, %",
+                "answer, tokens",
             ]
         ]
         for name in names:
@@ -119,8 +120,10 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
                     _percent(row["share_of_budget_on_big_distractor"]),
                     f"{row['coverage_radius']['median']:.2f}",
                     _percent(row["focus"]["no_scan"]) if "focus" in row else "-",
+                    _tokens(row),
                 ]
             )
+        spent.append(["unpruned", *["-"] * 7, _tokens(full)])
         tables[f"Where {k} tokens went (radius: median chordal coverage)"] = spent
     return tables
 
@@ -155,6 +158,11 @@ def _base(settings: dict[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    """Mean length of the answers; results of older releases do not have it."""
+    return f"{row['answer_tokens']:.2f}" if "answer_tokens" in row else "-"
 
 
 def _with_interval(value: dict[str, float]) -> str:
