@@ -1,6 +1,6 @@
 """The vLLM server on Qwen3-VL-2B's true shapes: what pruning brings to throughput and to the wait for the first token.
 
-    .venv-engines/bin/python benchmarks/serving.py [--keep 0,144,64] [--clients 1,8,32] [--json FILE]
+    .venv-engines/bin/python benchmarks/serving.py [--keep 0,64] [--side 512] [--clients 1,8,32] [--json FILE]
 
 One server answers all budgets, by the requests' own `fsr_keep` (0: unpruned), so rows of one run compare. Real HTTP
 requests that stream; every client waits for its answer before it asks again. `new`: every request has a picture of its
@@ -35,8 +35,8 @@ from server import Server, chat  # noqa: E402
 
 import tiny  # noqa: E402
 
-# 768 x 768 pixels: 48 x 48 patches, merged 2 x 2.
-SIDE, TOKENS, LONGEST, FEW = 768, 576, 8, 4
+# Pixels that make one token (patches of 16, merged 2 x 2); the longest side; tokens of an answer; pictures of "again".
+UNIT, SIDE, LONGEST, FEW = 32, 768, 4, 4
 VOCABULARY = 151936
 MARKS = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
 # Without those that begin a turn.
@@ -104,10 +104,11 @@ def stream(server: Server, body: dict[str, Any]) -> tuple[float, float, int]:
     return first, time.perf_counter() - began, prompt
 
 
-def load(server: Server, keep: int, clients: int, requests: int, again: bool) -> dict[str, Any]:
-    """`requests` requests by `clients` clients; latencies in seconds, requests per second."""
+def load(server: Server, keep: int, clients: int, requests: int, again: bool, side: int) -> dict[str, Any]:
+    """`requests` requests by `clients` clients about pictures of side x side pixels; latencies in seconds."""
+    tokens = (side // UNIT) ** 2
     rng = np.random.default_rng([keep, clients, again])
-    drawn = [rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(FEW if again else requests)]
+    drawn = [rng.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(FEW if again else requests)]
     pictures = [Image.fromarray(pixels) for pixels in drawn]
     bodies = []
     for number in range(requests):
@@ -130,10 +131,10 @@ def load(server: Server, keep: int, clients: int, requests: int, again: bool) ->
     if len(took) != requests:
         raise RuntimeError("some clients failed, see above")
     firsts = [first for first, _, _ in took]
-    prompt = statistics.mean(tokens for _, _, tokens in took)
+    prompt = statistics.mean(length for _, _, length in took)
     return {
-        "pictures": "again" if again else "new", "keep": keep, "clients": clients, "requests": requests,
-        "prompt_tokens": prompt, "visual_share": round((keep or TOKENS) / prompt, 3),
+        "pictures": "again" if again else "new", "tokens": tokens, "keep": keep, "clients": clients,
+        "requests": requests, "prompt_tokens": prompt, "visual_share": round((keep or tokens) / prompt, 3),
         "requests_per_s": round(requests / whole, 3), "ttft_p50_s": round(float(np.quantile(firsts, 0.5)), 2),
         "ttft_p95_s": round(float(np.quantile(firsts, 0.95)), 2),
         "seconds_p50": round(statistics.median(last for _, last, _ in took), 2),
@@ -143,16 +144,17 @@ def load(server: Server, keep: int, clients: int, requests: int, again: bool) ->
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; ratios against the unpruned row of the same run."""
     whole = {(r["run"], r["pictures"], r["clients"]): r for r in rows if not r["keep"]}
+    rows = [r for r in rows if (r["run"], r["pictures"], r["clients"]) in whole]
     lines = [
         "| pictures | clients | tokens | visual share of the prompt | requests/s | TTFT p50 s | TTFT p95 s | "
         "throughput | TTFT p50 shorter by |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for r in sorted(rows, key=lambda r: (r["pictures"] == "again", r["clients"], r["run"], r["keep"] or TOKENS + 1)):
+    for r in sorted(rows, key=lambda r: (r["pictures"] == "again", r["clients"], r["run"], r["keep"] or 1 << 20)):
         w = whole[r["run"], r["pictures"], r["clients"]]
         lines.append(
-            f"| {r['pictures']} | {r['clients']} | {r['keep'] or f'all {TOKENS}'} | {r['visual_share']:.0%} | "
-            f"{r['requests_per_s']:.2f} | {r['ttft_p50_s']:.2f} | {r['ttft_p95_s']:.2f} | "
+            f"| {r['pictures']} | {r['clients']} | {r['keep'] or 'all'} of {r['tokens']} | {r['visual_share']:.0%} | "
+            f"{r['requests_per_s']:.3f} | {r['ttft_p50_s']:.2f} | {r['ttft_p95_s']:.2f} | "
             f"{r['requests_per_s'] / w['requests_per_s']:.2f}x | {w['ttft_p50_s'] / r['ttft_p50_s']:.2f}x |"
         )
     return "\n".join(lines)
@@ -161,7 +163,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, print a table, append to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", default="0,144,64", help="budgets, 0 for unpruned")
+    parser.add_argument("--keep", default="0,64", help="budgets, 0 for unpruned")
+    parser.add_argument("--side", type=int, default=512, help=f"pixels of a picture, a multiple of {UNIT} up to {SIDE}")
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--pictures", default="new,again")
     parser.add_argument("--requests", type=int, default=32, help="per row (at least one per client)")
@@ -189,15 +192,16 @@ def main() -> None:
         options = "--dtype bfloat16 --load-format dummy --max-model-len 1024 --max-num-seqs 32 --generation-config vllm"
         options += " --trust-request-mm-kwargs --limit-mm-per-prompt"
         limits = '{"image": 1, "video": 0}'
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "3"}  # 32 unpruned prompts at once
+        # Room for 32 unpruned prompts at once; all cores compute.
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
         log = Path(folder) / "log"
         with Server(model, log, *options.split(), limits, overrides=given, settings=settings) as server:
-            load(server, 0, 1, 1, False)
-            load(server, 64, 1, 1, True)
+            load(server, 0, 1, 1, False, args.side)
+            load(server, 64, 1, 1, True, args.side)
             for pictures in args.pictures.split(","):
                 for clients in map(int, args.clients.split(",")):
                     for keep in map(int, args.keep.split(",")):
-                        row = load(server, keep, clients, max(clients, args.requests), pictures == "again")
+                        row = load(server, keep, clients, max(clients, args.requests), pictures == "again", args.side)
                         mine.append({"run": run, **row})
                         print(mine[-1], flush=True)
                         if args.json:

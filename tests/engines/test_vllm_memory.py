@@ -54,11 +54,11 @@ def test_a_picture_that_cannot_be_chosen_from_costs_itself_only(caplog):
     tally = SimpleNamespace(failed=lambda: failed.append(1))
     structural = torch.arange(12) % 4 == 3
     pictures = [tokens(), tokens(structural=structural), tokens()]
-    good = picked(method, pictures, [4] * 3, [4] * 3, tally)
+    good = picked(method, [(p, 4, 4) for p in pictures], tally)
     assert not failed
     pictures[1].saliency[0] = torch.nan
     with caplog.at_level(logging.ERROR, "vllm.fsr"):
-        made = picked(method, pictures, [4] * 3, [4] * 3, tally)
+        made = picked(method, [(p, 4, 4) for p in pictures], tally)
     assert failed == [1] and "saliency holds NaN" in caplog.text
     assert all(torch.equal(made[i].rows, good[i].rows) for i in (0, 2))
     assert made[1].rows.tolist() == [0, 2, 5, 8] and torch.equal(made[1].features, pictures[1].features[made[1].rows])

@@ -21,19 +21,18 @@ from fsr.tokens import VisualTokens
 __all__ = ["picked"]
 
 
-def picked(
-    method: Method, pictures: Sequence[VisualTokens], keeps: Sequence[int | float], counts: Sequence[int], tally: Tally
-) -> list[Chosen]:
-    """The method's choice for each picture; where it has none, `counts` of its rows, evenly spread."""
+def picked(method: Method, asked: Sequence[tuple[VisualTokens, int | float, int]], tally: Tally) -> list[Chosen]:
+    """The method's choice for each (picture, budget, K); where it has none, K of its rows, evenly spread."""
     try:
-        return [Chosen(s.features, s.rows) for s in method(list(pictures), list(keeps))]
+        selections = method([picture for picture, _, _ in asked], [keep for _, keep, _ in asked])
+        return [Chosen(s.features, s.rows) for s in selections]
     except FeatureError as error:
-        if len(pictures) > 1:
-            alone = zip(pictures, keeps, counts)
-            return [chosen for p, keep, count in alone for chosen in picked(method, [p], [keep], [count], tally)]
+        if len(asked) > 1:
+            return [chosen for one in asked for chosen in picked(method, [one], tally)]
         logging.getLogger("vllm.fsr").error("a picture could not be pruned (%s): it keeps evenly spread tokens", error)
         tally.failed()
-        return [_spread(pictures[0], counts[0])]
+        picture, _, count = asked[0]
+        return [_spread(picture, count)]
 
 
 def _spread(picture: VisualTokens, count: int) -> Chosen:

@@ -208,8 +208,8 @@ class PrunedVision:
             groups.setdefault(question is not None, []).append(i)
         for asked, members in groups.items():
             one = method if asked else without_relevance(method)
-            given = [[source[i] for i in members] for source in (tokens, [r.keep for r in requests], counts)]
-            for i, chosen in zip(members, picked(one, *given, self.fsr_tally)):
+            asking = [(tokens[i], requests[i].keep, counts[i]) for i in members]
+            for i, chosen in zip(members, picked(one, asking, self.fsr_tally)):
                 out[i] = chosen
         return out
 
