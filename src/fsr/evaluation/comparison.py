@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import transformers
 
+from fsr.evaluation.fingerprint import model_hash
 from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.evaluation.question_set import VERSION
 from fsr.evaluation.record import Outcome
-from fsr.evaluation.runner import Runner, model_hash
+from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, trials_of, unpruned
 from fsr.pipeline.prepare import Positions
@@ -64,7 +65,7 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
-        "relevance": runner.relevance,
+        "relevance": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": {"answer_tokens": answer_tokens(runner.processor, [full]), **scorer.summary([full])},
