@@ -62,6 +62,7 @@ def compare(
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
         "relevance": runner.relevance,
+        "source": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),
