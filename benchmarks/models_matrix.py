@@ -53,8 +53,9 @@ How to read it:
 
 Relevance (`relevance="auto"`): LLaVA-1.5, LLaVA-NeXT and LLaVA-NeXT-Video use the CLIP text tower of their vision
 tower, LLaVA-OneVision and LLaVA-Video that of SigLIP (fine-tuned there: approximate, with a warning). The sign of
-SigLIP's patch similarity is not measured. All other families have no public text tower: FSR runs with alpha = 0 and
-says so in `report.notes`; `relevance="embedding"` compares projected features with the word embeddings of the question.
+SigLIP's patch similarity is not measured. All other families have no public text tower: they take what
+`fsr calibrate` wrote to `relevance.json` beside the weights; without that file FSR runs with alpha = 0 and says so in
+`report.notes`.
 
 LLaVA-NeXT in the setting of the papers (672 x 672, five tiles, 2880 tokens):
 `with five_tiles(model, processor) as processor:` from `fsr.adapters.llava_next`. `report.budgets` prints the budget

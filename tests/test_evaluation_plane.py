@@ -142,9 +142,9 @@ def test_differences_and_headings():
         "solved_kinds": ["count"],
     }
     poor = {"relevance": "66", "saliency": "tower"}
-    assert "Relevance: CLIP text tower." in heading({**about, "source": "CLIP text tower", "quality": poor})
+    assert "Relevance: CLIP text tower." in heading({**about, "relevance": "CLIP text tower", "quality": poor})
     assert "relevance 66, saliency tower" in heading({**about, "source": "CLIP text tower", "quality": poor})
-    assert "relevance 66 (read by no method here)" in heading({**about, "source": "none", "quality": poor})
+    assert "relevance 66 (read by no method here)" in heading({**about, "relevance": "none", "quality": poor})
     assert "Signals" not in heading({**about, "source": "none", "quality": {"relevance": "100", "saliency": "tower"}})
 
 

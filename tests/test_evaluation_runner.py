@@ -21,7 +21,7 @@ from fsr.evaluation.question_set import build
 from fsr.evaluation.runner import Runner
 from fsr.evaluation.tables import comparison_tables
 from fsr.evaluation.trials import BASELINES, Trial, contenders, trials_of, unpruned
-from fsr.methods import FSR, available
+from fsr.methods import FSR, HAWK, available
 from fsr.minivlm.build import build_clip, build_llava
 from fsr.minivlm.export import mini_processor, text_tower_tokenizer
 from fsr.signals.clip_twin import ClipTwin, save_twin
@@ -172,6 +172,12 @@ def test_signs_and_draws_differ(runner, runs):
     assert one.method_for(0).seed != one.method_for(1).seed
 
 
+def test_a_method_with_its_own_relevance_gets_it_as_poor_as_the_others(runner):
+    """HAWK reads another source than the runner's; noise has to reach it all the same."""
+    clean, same, poor = runner.run([Trial("x", HAWK(keep=KEEP), quality=Quality(r)) for r in ("100", "100", "chance")])
+    assert clean == same and [o.seen for o in clean] != [o.seen for o in poor]
+
+
 def test_compare_and_ablate_give_whole_results(runner):
     result = compare(runner, ["fsr", "random", "farthest"], [12, 4])
     json.dumps(result, allow_nan=False)
@@ -183,6 +189,10 @@ def test_compare_and_ablate_give_whole_results(runner):
     assert "focus" not in farthest and farthest["tokens"] == 12
     assert result["unpruned"]["tokens"] == 144 and result["unpruned"]["loyalty"]["value"] == 1
     assert result["questions"]["sha256"] == runner.questions.sha256
+    outcomes = runner.run([unpruned()])[0]
+    by_hand = [len(runner.processor.tokenizer(o.answer, add_special_tokens=False).input_ids) for o in outcomes]
+    assert result["unpruned"]["answer_tokens"] == pytest.approx(sum(by_hand) / len(by_hand))
+    assert all(1 <= r["answer_tokens"] <= 4 for r in result["results"])
     table = ablate(runner, [FSR(keep=12)], variants=[v for v in VARIANTS if v.group in ("stages", "sign of relevance")])
     json.dumps(table, allow_nan=False)
     rows = {(r["group"], r["variant"]): r for r in table["results"]}

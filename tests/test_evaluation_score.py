@@ -97,7 +97,7 @@ def test_paper_tables(questions):
     fsr = answers(questions, lambda i, kind: i % 10 == 0)
     grid = answers(questions, lambda i, kind: i % 2 == 0, wanted=None)
     rows = [
-        {"method": "fsr", "keep": 16, **scorer.summary([fsr])},
+        {"method": "fsr", "keep": 16, "answer_tokens": 1.25, **scorer.summary([fsr])},
         {"method": "grid", "keep": 16, **scorer.summary([grid], fsr)},
     ]
     result = {"results": rows, "unpruned": scorer.summary([full]), "solved_kinds": scorer.solved}
@@ -106,7 +106,8 @@ def test_paper_tables(questions):
     assert [r[0] for r in accuracy] == ["accuracy, %", "unpruned", "**fsr**", "grid"]
     assert accuracy[2][1].startswith("90.0 (")
     assert against[1] == ["grid", "+40.0 (32 - 0; < 1e-9)"]
-    assert len(kinds[0]) == 10 and spent[2][-1] == "-"
+    assert len(kinds[0]) == 10 and spent[2][-2] == "-"
+    assert [row[-1] for row in spent] == ["answer, tokens", "1.25", "-", "-"]  # older results do not have it
     assert markdown(accuracy).splitlines()[1] == "|---|---:|"
     assert "**" not in text(accuracy)
 

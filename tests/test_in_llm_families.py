@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import families
-from fsr import UnsupportedModelError, UsageError, prune
+from fsr import FSR, UnsupportedModelError, UsageError, prune
 from fsr.adapters import find
-from fsr.methods import Dart, FastV, PyramidDrop, SparseVLM
+from fsr.methods import Dart, FastV, Late, PyramidDrop, SparseVLM
 from naive import Naive
 
 DEEPSTACK = ("qwen3-vl", "qwen3-vl-moe", "qwen3-omni")
@@ -82,9 +82,19 @@ def test_deepstack_is_behind_the_layers_that_use_it(name):
 def test_layers_that_remember_are_refused(name, words):
     model = families.model_of(name)
     before = set(model.__dict__)
-    with pytest.raises(UnsupportedModelError, match=words):
-        prune(model, FastV(layer=3, keep=3))
+    for method in (FastV(layer=3, keep=3), PyramidDrop(at=(3,), keep=3), FSR(keep=8) | Late({3: 3})):
+        with pytest.raises(UnsupportedModelError, match=words):
+            prune(model, method)
     assert set(model.__dict__) == before
+
+
+def test_states_beside_attention_are_refused():
+    """Layers that run a recurrent part beside their attention all have a `self_attn`: their cache tells them apart."""
+    model = families.FAMILIES["llava"].build("sdpa")
+    text = model.get_decoder().config
+    text.layer_types = ["hybrid"] * text.num_hidden_layers
+    with pytest.raises(UnsupportedModelError, match="keep more of a prompt than keys and values"):
+        prune(model, FastV(layer=1, keep=3))
 
 
 @pytest.mark.parametrize("name", SLIDING)

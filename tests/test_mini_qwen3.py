@@ -30,6 +30,7 @@ from fsr.minivlm.native.build import build_qwen3
 from fsr.minivlm.native.language import positions
 from fsr.minivlm.native.scenes import draw_native
 from fsr.minivlm.native.vision import levels_of, patches_of, tower
+from fsr.signals.calibration import load_calibration
 
 FOLDER = files("fsr.minivlm") / "data" / "mini-qwen3"
 WHEEL = Path(sys.prefix) / "torchvision-only"
@@ -111,6 +112,24 @@ def test_command_line(capsys, tmp_path):
     assert main(["compare", *words, "--relevance", "embedding", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["questions"]["scenes"] == "native" and len(told["results"]) == 2 and told["relevance"] == "embedding"
+
+
+def test_its_own_calibration_is_the_default(mini_qwen3, capsys):
+    """`fsr calibrate --model mini-qwen3` wrote the file; methods that cannot do without relevance run."""
+    found = load_calibration(FOLDER / "relevance.json")
+    assert found.best == "embedding, strongest word" and found.pointing[found.best] > 0.9 > found.pointing["embedding"]
+    picture = bundled_scene(1, "mini-qwen3")
+    for method in (FSR(keep=12), get("cdpruner", keep=12)):
+        report = answer(*mini_qwen3, picture, "what color is the dog?", method).report
+        assert report.relevance == found.best and not report.notes
+    words = ["--model", "mini-qwen3", "--questions", "16", "--keep", "0.25", "--json", "--methods"]
+    assert main(["compare", *words, "all,fsr", "--relevance", "none"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["relevance"] == "none"
+    left = {line.split(":")[0].split()[-1] for line in said.err.splitlines() if line.startswith("left out")}
+    assert {"relevance", "cdpruner", "trim", "pyramiddrop", "sparsevlm"} <= left and "fastv" not in left
+    assert main(["compare", *words, "relevance", "--relevance", "none"]) == 2  # asked for by name
+    assert "--relevance" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (400, 400), (64, 200), (417, 96)])

@@ -11,15 +11,17 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPTextConfig
 
+import family_models_recent as recent
 from fsr.cli import main
 from fsr.errors import UsageError
 from fsr.methods import FSR, FastV
 from fsr.profiling.counts import kv_bytes
+from fsr.profiling.decoder import language
 from fsr.profiling.measure import STAGES, Plan, Result, Spread, measure
 from fsr.profiling.measure_report import ceilings, report, verdict
 from fsr.profiling.memory import PeakMemory
+from fsr.profiling.mixers import Attention
 from fsr.profiling.random_weights import random_model, shorten
-from fsr.profiling.shapes import language
 from fsr.profiling.tables import text
 from fsr.profiling.workload import Workload, from_config
 from test_profiling_counts import configs
@@ -76,6 +78,25 @@ def test_tokens_and_cache_are_those_of_the_real_cache(workload: Workload, result
         assert (r.layers, r.visual_before, r.text) == (left, 16, 10)
         assert r.kv_bytes == r.batch * kv_bytes(llm, [n + 10 for n in left], 4)
         assert r.kv_visual_bytes == r.batch * kv_bytes(llm, left, 4)
+
+
+@pytest.mark.parametrize("build", [recent.qwen_recent("Qwen3_5"), recent.gemma4])
+def test_recurrent_and_shared_layers_are_measured(build: Any) -> None:
+    tiny = from_config(
+        "tiny", config=build("eager").config, device=torch.device("cpu"), dtype=torch.float32, text=10, size=(40, 48)
+    )
+    llm = language(tiny.model.config)
+    plan = Plan((FSR(keep=2), FastV(layer=1, keep=2)), new_tokens=2, rounds=1)
+    full, fsr, fastv = measure(tiny, plan)
+    n = full.visual_before
+    assert fastv.skipped and [r.layers for r in (full, fsr)] == [(n,) * 4, (2,) * 4]
+    assert [r.kv_bytes for r in (full, fsr)] == [kv_bytes(llm, [v + 10] * 4, 4) for v in (n, 2)]
+    if full.kv_visual_bytes * 2 != fsr.kv_visual_bytes * n:  # states are no visual tokens; windows hold some of them
+        assert 0 < fsr.kv_visual_bytes < full.kv_visual_bytes and any(
+            isinstance(layer.mixer, Attention) and layer.mixer.window for layer in llm.stack
+        )
+    rows = report(tiny, plan, [full, fsr, fastv])["results"]
+    assert rows[1]["llm_flop_ratio"] > 1 and rows[1]["answer_tokens"] is None
 
 
 def test_the_text_tower_is_not_measured_from_its_own_cache(workload: Workload) -> None:
@@ -146,6 +167,19 @@ def test_a_gain_within_the_noise_is_doubted() -> None:
     assert "overlap" not in verdict(base, fsr)
     noisy = replace(fsr, times={**fsr.times, "end_to_end": Spread(45.0, 40.0, 95.0, 3)})
     assert "overlap" in verdict(base, noisy)
+
+
+def test_a_longer_answer_is_told_with_what_it_costs(workload: Workload) -> None:
+    base = replace(made("unpruned", prefill=60, language_layers=50, decode=40), answer_tokens=2)
+    plan = Plan((), rounds=1)
+
+    def told(tokens: int) -> list[str]:
+        fsr = replace(made("fsr", prefill=15, language_layers=10, decode=40), answer_tokens=tokens)
+        return [v for v in report(workload, plan, [base, fsr])["verdicts"] if "wrote" in v]
+
+    assert told(2) == told(1) == []
+    assert "wrote 5 tokens where the unpruned model wrote 2: at 10.0 ms per token, 30.0 ms more" in told(5)[0]
+    assert "wrote 64 tokens (cut off there)" in told(64)[0]
 
 
 def test_spread_interpolates_percentiles() -> None:
@@ -270,6 +304,7 @@ def test_a_checkpoint_is_measured_through_its_own_processor(capsys: Any) -> None
     assert base["ms"]["preprocess"]["median"] > 0
     assert (base["visual_tokens"]["after"], fsr["visual_tokens"]["after"]) == (144, 16)
     assert fsr["ms"]["text_tower"]["median"] > 0 and fsr["notes"] == []
+    assert 1 <= base["answer_tokens"] <= 8 and 1 <= fsr["answer_tokens"] <= 8  # a word or two and the end token
     status, out, _ = run(capsys, "--preset", "full", "--model", "mini", "--keep", "16", "--text-tokens", "20", "--json")
     rows = json.loads(out)["rows"]
     assert rows[1]["kv_bytes"] * (144 + 20) == rows[0]["kv_bytes"] * (16 + 20)

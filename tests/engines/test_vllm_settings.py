@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from fsr import FSR
-from fsr.errors import BudgetError, QuestionError, UnsupportedModelError, UsageError
+from fsr.errors import BudgetError, QuestionError, RelevanceError, UnsupportedModelError, UsageError
 from fsr.methods import get
 from fsr.methods.picture_budgets import by_age
 from fsr.serving.vllm import ARCHITECTURES, overrides
 from fsr.serving.vllm.arguments import others
 from fsr.serving.vllm.settings import EngineSettings, Request
+from fsr.signals.calibration import RelevanceCalibration, load_calibration
 
 
 def settings(paired=True, **given):
@@ -48,6 +49,25 @@ def test_overrides_carry_a_method():
         overrides(FSR(keep=8), "Qwen3_5ForConditionalGeneration")
     with pytest.raises(UsageError, match="does not prune before"):
         overrides(get("fastv", keep=8), "LlavaForConditionalGeneration")
+
+
+def test_a_calibration_beside_the_weights(tmp_path):
+    """What `prune` reads there, the engine reads too; it changes what a picture's tokens are kept by."""
+    file = tmp_path / "relevance.json"
+    RelevanceCalibration("embedding", None, -1, embedding_words="strongest").save(file)
+    config, folder = SimpleNamespace(fsr={"keep": 9}), str(tmp_path)
+    made = EngineSettings.of(config, False, folder)
+    assert made.relevance == "embedding" and made.reads_question and made.calibration == load_calibration(file)
+    assert EngineSettings.of(config, True, folder).calibration is None  # a family with a text tower
+    hawk = EngineSettings.of(SimpleNamespace(fsr={"keep": 9, "method": "hawk"}), False, folder)
+    assert hawk.relevance == "first-layer" and hawk.calibration is None
+    asked_for = EngineSettings.of(SimpleNamespace(fsr={"keep": 9, "relevance": str(file)}), True)
+    assert asked_for.relevance == "embedding" and asked_for.calibration == made.calibration
+    plain = EngineSettings.of(SimpleNamespace(fsr={"keep": 9, "relevance": "embedding"}), False, folder)
+    assert plain.calibration is None
+    file.write_text("{}")
+    with pytest.raises(RelevanceError, match="fsr calibrate"):
+        EngineSettings.of(config, False, folder)
 
 
 def test_settings_of_the_engine():

@@ -76,9 +76,17 @@ def load(
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype or "auto", attn_implementation=attention)
         processor = _processor(model, name)
     except Exception as error:  # readers of configs, weights and tokenizers raise anything on damaged files
-        first = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UsageError(f"cannot load model {name!r}: {first}") from error
+        raise UsageError(f"cannot load model {name!r}: {_in_short(error)}") from error
     return model.eval().to(where), processor
+
+
+def _in_short(error: Exception) -> str:
+    """The first 300 characters, without the list of every class that Transformers knows."""
+    told = " ".join(str(error).split())
+    if told.startswith("Unrecognized configuration class"):
+        kind = told.partition("'")[2].partition("'")[0].rpartition(".")[2]
+        return f"it is no vision-language model ({kind}): give a folder or id of one that takes pictures and text."
+    return told[:300] or type(error).__name__
 
 
 def _processor(model: Any, name: str | Path, **options: Any) -> Any:

@@ -31,6 +31,7 @@ def add_relevance_argument(parser: argparse.ArgumentParser) -> None:
         type=source,
         default="auto",
         metavar="SOURCE",
-        help="auto: the paired text tower; none: without the question; first-layer: the language model's own first "
-        "queries and keys; embedding: its word embeddings; FILE.json: what `fsr calibrate` wrote",
+        help="auto: the paired text tower, or what `fsr calibrate` left beside the weights; none: without it; "
+        "first-layer: the language model's own first queries and keys; embedding: its word embeddings; FILE.json: what "
+        "`fsr calibrate` wrote",
     )

@@ -13,7 +13,9 @@ from fsr.errors import UsageError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr calibrate`."""
-    parser.add_argument("--model", default="mini", help="`mini`, a folder with a saved model, or a hub id")
+    parser.add_argument(
+        "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
+    )
     parser.add_argument(
         "--pictures",
         metavar="FOLDER",
@@ -31,16 +33,21 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != ".json" or not out.resolve().parent.is_dir():
         raise UsageError(f"--out {args.out!r}: give a file name that ends with .json, in a folder that exists.")
-    if args.questions < 1:
-        raise UsageError(f"--questions {args.questions}: give 1 or more.")
+    from fsr.evaluation.known_places import folder_places, folder_rows, scene_places
+    from fsr.signals.calibration import BESIDE, FEWEST
+
+    rows = folder_rows(args.pictures)[: max(0, args.questions)] if args.pictures else None
+    texts = args.questions if rows is None else len(rows)
+    if texts < FEWEST:
+        where = f"--questions {args.questions}" if rows is None or len(rows) == args.questions else str(args.pictures)
+        raise UsageError(f"{where}: {texts} texts say too little: give at least {FEWEST}.")
     from fsr.asking.load import load, world_of
     from fsr.evaluation.calibrate import calibrate, look
-    from fsr.evaluation.known_places import folder_places, scene_places
     from fsr.evaluation.question_set import build
 
     model, processor = load(args.model, args.device)
-    if args.pictures:
-        places = folder_places(args.pictures)
+    if rows is not None:
+        places = folder_places(rows)
     else:
         places = scene_places(build("validation", 0, 2000, world_of(model.config)))
     found = calibrate(look(model, processor, islice(places, args.questions)), args.model)
@@ -51,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"pointing: how often the best token lies where the text says ({found.pictures} texts)")
     for name, rate in found.pointing.items():
         print(f"  {name:28s} {100 * rate:5.1f} %")
-    print(f"best without a text tower: {found.relevance}" + ("" if found.weights is None else ", weights fitted"))
-    print(f"written to {out}: use it with relevance={str(out)!r}, or --relevance {out}", file=sys.stderr)
+    print(f"best without a text tower: {found.best}")
+    print(
+        f"written to {out}: use it with relevance={str(out)!r} or --relevance {out}; as {BESIDE} in the model's own "
+        "folder it is what relevance='auto' means there, unless the family has a text tower",
+        file=sys.stderr,
+    )
     return 0

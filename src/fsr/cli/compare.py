@@ -14,13 +14,15 @@ from fsr.cli.arguments import add_relevance_argument
 from fsr.cli.outputs import output_file, output_folder
 from fsr.errors import UsageError
 
+USUAL = "fsr,random,grid,pool,saliency,relevance,farthest"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fsr compare`."""
     parser.add_argument(
         "--methods",
-        default="fsr,random,grid,pool,saliency,relevance,farthest",
-        help="separated by commas, or `all`; options as fsr:rho=0.5; fsr always runs, the others are paired with it",
+        help="separated by commas, or `all`; options as fsr:rho=0.5; fsr always runs, the others are paired with it "
+        f"({USUAL}); of the usual ones and of `all`, those that cannot run on the model are left out",
     )
     parser.add_argument(
         "--plane",
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Everything that can be wrong with the arguments is checked before the model is loaded."""
     from fsr.evaluation.trials import contenders, trials_of
 
-    names, keeps = contenders(args.methods), budgets(args.keep)
+    names, keeps = contenders(USUAL if args.methods is None else args.methods), budgets(args.keep)
     for name in names:
         for keep in keeps:
             trials_of(name, keep)
@@ -76,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     from fsr.evaluation.plots import plot_comparison
     from fsr.evaluation.tables import comparison_tables
 
-    result = compare(open_runner(args), names, keeps, args.positions, quality)
+    runner = open_runner(args)
+    result = compare(runner, _able(args, runner, names, keeps), keeps, args.positions, quality)
     return report(args, result, files, comparison_tables(result), plot_comparison)
 
 
@@ -89,8 +92,20 @@ def _plane(args: argparse.Namespace, names: list[str], keeps: list[int | float],
     if quality_of(args) != CLEAN:
         raise UsageError("--plane runs every quality: leave out --relevance-quality and --saliency-quality.")
     told = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else (lambda line: None)
-    result = compare_plane(open_runner(args), names, keeps, args.positions, told)
+    runner = open_runner(args)
+    result = compare_plane(runner, _able(args, runner, names, keeps), keeps, args.positions, told)
     return report(args, result, files, plane_tables(result), plot_plane)
+
+
+def _able(args: argparse.Namespace, runner: Any, names: list[str], keeps: list[int | float]) -> list[str]:
+    """What runs on this model. Only what nobody asked for by name is left out, and told."""
+    from fsr.evaluation.runnable import runnable
+
+    typed = {part.strip().lower() for part in (args.methods or "").split(",")}
+    taken, refused = runnable(runner, [name for name in names if name not in typed], keeps[0])
+    for name, reason in refused.items():
+        print(f"left out  {name}: {reason}", file=sys.stderr)
+    return [name for name in names if name in typed or name in taken]
 
 
 def quality_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]

@@ -113,7 +113,7 @@ def ablate(
     return {
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
-        "source": runner.source,
+        "relevance": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),

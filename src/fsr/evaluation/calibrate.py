@@ -15,24 +15,21 @@ from fsr.errors import RelevanceError, UsageError
 from fsr.evaluation.known_places import KnownPlace
 from fsr.methods import Relevance
 from fsr.pipeline.encode import encode
-from fsr.pipeline.score import bound
 from fsr.pipeline.scorer import find_twin
-from fsr.signals.calibration import HeadFit, RelevanceCalibration, fit_heads, pointing
-from fsr.signals.embedding import EmbeddingRelevance
+from fsr.signals.calibration import FEWEST, HeadFit, RelevanceCalibration, fit_heads, pointing
+from fsr.signals.embedding import EmbeddingRelevance, Words, over_words, word_cosines
 from fsr.signals.first_layer import FirstLayerRelevance
+from fsr.signals.question_tokens import question_ids
 from fsr.signals.relevance import reads_features
 
 __all__ = ["Pointing", "calibrate", "look"]
-
-# Shorter lists would tell a coin's luck from a signal only by accident.
-FEWEST = 20
 
 
 @dataclass(frozen=True)
 class Pointing:
     """One text about one picture of N tokens: what each source says, and where the answer lies.
 
-    heads: float32 [H, N], rows of the first layer's heads. words: float32 [N], mean cosine with the word embeddings.
+    heads: float32 [H, N], rows of the first layer's heads. words: float32 [T, N], cosines with the word embeddings.
     tower: float32 [N] from the paired text tower, its sign applied, or None. inside: bool [N].
     """
 
@@ -50,8 +47,8 @@ def look(model: Any, processor: Any, places: Iterable[KnownPlace]) -> list[Point
         RelevanceError: the language model's first layer cannot be read.
     """
     adapter = find(model)
-    first = bound(FirstLayerRelevance(adapter.model), processor)
-    words = bound(EmbeddingRelevance(adapter.model.get_input_embeddings()), processor)
+    first = FirstLayerRelevance(adapter.model).bound(processor)
+    embedding = adapter.model.get_input_embeddings()
     asks: Any = "first-layer"
     if adapter.paired_text_tower:
         try:
@@ -75,8 +72,8 @@ def look(model: Any, processor: Any, places: Iterable[KnownPlace]) -> list[Point
         features = unit.features[rows.to(unit.features.device)]
         found.append(
             Pointing(
-                first.heads(features, place.text).cpu(),  # type: ignore[attr-defined]
-                words(features, place.text).cpu(),
+                first.heads(features, place.text).cpu(),
+                word_cosines(embedding, question_ids(first.tokenizer, place.text), features).cpu(),
                 tower,
                 place.inside(unit.geometry.boxes[rows]).cpu(),
             )
@@ -98,20 +95,21 @@ def calibrate(seen: list[Pointing], name: str = "") -> RelevanceCalibration:
         raise RelevanceError(f"{len(seen)} texts name a place that some token covers: give at least {FEWEST}.")
     inside = [p.inside for p in seen]
     heads: HeadFit = fit_heads([p.heads for p in seen], inside)
-    cosine = {sign: pointing([sign * p.words for p in seen], inside) for sign in (1, -1)}
-    sign = 1 if cosine[1] >= cosine[-1] else -1
+    ways: list[tuple[int, Words]] = [(1, "mean"), (-1, "mean"), (1, "strongest"), (-1, "strongest")]
+    cosine = {way: pointing([over_words(p.words, *way) for p in seen], inside) for way in ways}
+    sign, words = max(ways, key=lambda way: cosine[way])  # the first of equals: as papers do it
     rates: dict[str, float] = {}
     if all(p.tower is not None for p in seen):
         rates["text tower"] = pointing([p.tower for p in seen if p.tower is not None], inside)
     rates |= {"first-layer, equal heads": heads.equal, "first-layer, weighted heads": heads.fitted}
-    rates |= {"embedding": cosine[1], "embedding, negated": cosine[-1]}
+    rates |= {EmbeddingRelevance(None, sign=way[0], words=way[1]).source: cosine[way] for way in ways}
     rates["chance"] = sum(float(i.float().mean()) for i in inside) / len(inside)
     best = max(heads.equal, heads.fitted)
-    if max(best, cosine[sign]) <= rates["chance"]:
+    if max(best, cosine[sign, words]) <= rates["chance"]:
         raise RelevanceError(f"no source points better than chance ({_table(rates)}): use relevance='none'.")
-    source = "first-layer" if best >= cosine[sign] else "embedding"
+    source = "first-layer" if best >= cosine[sign, words] else "embedding"
     rounded = {k: round(v, 4) for k, v in rates.items()}
-    return RelevanceCalibration(source, heads.weights, sign, rounded, name, len(seen))
+    return RelevanceCalibration(source, heads.weights, sign, rounded, name, len(seen), words)
 
 
 def _table(rates: Mapping[str, float]) -> str:

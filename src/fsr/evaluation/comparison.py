@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 import transformers
 
+from fsr.evaluation.fingerprint import model_hash
 from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.evaluation.question_set import VERSION
-from fsr.evaluation.runner import Runner, model_hash
+from fsr.evaluation.record import Outcome
+from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import Scorer
 from fsr.evaluation.trials import Trial, trials_of, unpruned
 from fsr.pipeline.prepare import Positions
 from fsr.version import __version__
 
-__all__ = ["about", "compare"]
+__all__ = ["about", "answer_tokens", "compare"]
 
 
 def compare(
@@ -54,6 +57,7 @@ def compare(
                 "method": name,
                 "keep": keep,
                 "settings": [t.settings for t in trials],
+                "answer_tokens": answer_tokens(runner.processor, runs[name, keep]),
                 **scorer.summary(runs[name, keep], reference),
             }
         )
@@ -61,13 +65,21 @@ def compare(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
-        "relevance": runner.relevance,
-        "source": runner.source,
+        "relevance": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
-        "unpruned": scorer.summary([full]),
+        "unpruned": {"answer_tokens": answer_tokens(runner.processor, [full]), **scorer.summary([full])},
         "results": rows,
     }
+
+
+def answer_tokens(processor: Any, runs: Sequence[Sequence[Outcome]]) -> float:
+    """Mean length of the answers in tokens, by the model's own tokenizer and without the end token: where pruning makes
+    answers longer, decoding takes longer. (The runner cuts off what is longer than any true answer.)"""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    answers = Counter(o.answer for run in runs for o in run)
+    lengths = {a: len(tokenizer(a, add_special_tokens=False).input_ids) for a in answers}
+    return sum(n * lengths[a] for a, n in answers.items()) / answers.total()
 
 
 def about(runner: Runner) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fsr.asking.images import open_image
 from fsr.errors import UsageError
 from fsr.evaluation.question_set import QuestionSet
 
-__all__ = ["KnownPlace", "folder_places", "scene_places"]
+__all__ = ["KnownPlace", "PlaceRow", "folder_places", "folder_rows", "scene_places"]
 
 LISTS = ("places.json", "places.csv")
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -52,32 +52,58 @@ def scene_places(questions: QuestionSet) -> Iterator[KnownPlace]:
             yield KnownPlace(questions.picture(item.scene), item.question.text, cells)
 
 
-def folder_places(folder: str | Path) -> Iterator[KnownPlace]:
-    """A folder of pictures with `places.json` or `places.csv` beside them.
+@dataclass(frozen=True)
+class PlaceRow:
+    """One row of a folder's list: a picture's file, a text about it, (x0, y0, x1, y1) in pixels, and the row's name in
+    messages."""
+
+    image: Path
+    text: str
+    box: tuple[float, float, float, float]
+    name: str
+
+
+def folder_rows(folder: str | Path) -> list[PlaceRow]:
+    """What `places.json` or `places.csv` in a folder says, before any picture is opened.
 
     JSON: a list of {"image": file, "text": words, "box": [x0, y0, x1, y1]}; CSV: a header and the columns image, text,
     x0, y0, x1, y1. Boxes count pixels of the picture as it is shown (turned as its camera says).
 
     Raises:
-        UsageError: no list, a row that lacks something, or a box that is empty or outside its picture.
+        UsageError: no list, or a row that lacks something or names no file.
     """
     found = next((f for name in LISTS if (f := Path(folder) / name).is_file()), None)
     if found is None:
         raise UsageError(f"{folder} holds no {' or '.join(LISTS)}: write one row per picture (image, text, box).")
+    rows = []
     for number, row in enumerate(_rows(found), 1):
+        name = f"{found}, row {number}"
         try:
-            name, text = str(row["image"]), str(row["text"]).strip()
+            image, text = found.parent / str(row["image"]), str(row["text"]).strip()
             box = [float(v) for v in (row["box"] if "box" in row else [row[c] for c in CORNERS])]
             x0, y0, x1, y1 = box
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{found}, row {number}: give image, text and a box of four numbers.") from error
-        image = open_image(str(found.parent / name))
-        wide, high = image.size
-        if not text or not (0 <= x0 < x1 <= wide and 0 <= y0 < y1 <= high):
-            raise UsageError(
-                f"{found}, row {number}: the text is empty, or the box {box} is not inside its {wide} x {high} pixels."
-            )
-        yield KnownPlace(image, text, torch.tensor([[x0 / wide, y0 / high, x1 / wide, y1 / high]]))
+            raise UsageError(f"{name}: give image, text and a box of four numbers.") from error
+        if not text or not (0 <= x0 < x1 and 0 <= y0 < y1):
+            raise UsageError(f"{name}: the text or the box {box} is empty.")
+        if not image.is_file():
+            raise UsageError(f"{name}: there is no picture {image}.")
+        rows.append(PlaceRow(image, text, (x0, y0, x1, y1), name))
+    return rows
+
+
+def folder_places(rows: Iterable[PlaceRow]) -> Iterator[KnownPlace]:
+    """The rows of `folder_rows` with their pictures, opened one by one.
+
+    Raises:
+        UsageError: a box outside its picture. PictureError: a file that is no picture.
+    """
+    for row in rows:
+        image = open_image(str(row.image))
+        (wide, high), (x0, y0, x1, y1) = image.size, row.box
+        if x1 > wide or y1 > high:
+            raise UsageError(f"{row.name}: the box {list(row.box)} is not inside the picture's {wide} x {high} pixels.")
+        yield KnownPlace(image, row.text, torch.tensor([[x0 / wide, y0 / high, x1 / wide, y1 / high]]))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

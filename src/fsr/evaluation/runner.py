@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from fsr.adapters import find
 from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
 from fsr.evaluation.batches import Batch, batch_of, outcomes
+from fsr.evaluation.fingerprint import model_hash, relevance_key
 from fsr.evaluation.in_llm import before, generate_in_llm
 from fsr.evaluation.poor_pictures import ask_shrunk, ask_without_picture
 from fsr.evaluation.qualities import CLEAN
@@ -30,7 +30,7 @@ from fsr.pipeline.score import bound
 from fsr.pipeline.scorer import find_twin, resolve_scorer
 from fsr.signals.relevance import source_of
 
-__all__ = ["Runner", "model_hash"]
+__all__ = ["Runner"]
 
 BATCH = 64  # questions, at least; pictures are never split
 LONGEST_ANSWER = 4  # tokens: two letters and the end
@@ -60,8 +60,7 @@ class Runner:
         self.relevance = relevance
         self.folder = None
         if resume is not None:
-            source = "" if relevance == "auto" else f"-{_short(relevance)}"
-            self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}{source}"
+            self.folder = resume / f"{questions.sha256[:12]}-{model_hash(model)[:12]}{relevance_key(model, relevance)}"
         self._batches: list[Batch] = []
         self._methods: list[Method] = []
         self._signals: frozenset[str] = frozenset()
@@ -74,9 +73,12 @@ class Runner:
 
     @property
     def source(self) -> str:
-        """Where the relevance comes from that methods without a source of their own read, "none" where none does."""
-        scorer = self._batches[0].seen.scorer if self._batches else None
-        return source_of(getattr(scorer, "inner", scorer))
+        """Where relevance comes from, by its name in reports; what was asked for until pictures are encoded."""
+        if not self._batches:
+            return self.relevance
+        scorer = self._batches[0].seen.scorer
+        name = source_of(getattr(scorer, "inner", scorer))
+        return Path(name).name if Path(name).is_dir() else name
 
     @property
     def signed(self) -> bool:
@@ -155,9 +157,10 @@ class Runner:
         return [(f"{self.questions.split} {self.questions.seed}", self.questions.items[i].scene) for i in items]
 
     def _own_scorer(self, method: Method, level: str) -> Any:
-        """A method that brings its own relevance gets it at the level of quality that the others get theirs."""
+        """A method that brings its own relevance gets it at the level of quality that the others get theirs; None for
+        those that bring none."""
         if method.own_relevance is None or "relevance" not in method.signals():
-            return "auto"
+            return None
         if method.own_relevance not in self._own:
             _, scorer = resolve_scorer(self.adapter, method, "auto")
             own = Remembered(bound(scorer, self.processor))  # type: ignore[arg-type]
@@ -192,22 +195,21 @@ class Runner:
         seen, quality = batch.seen, trial.seen
         if trial.sign != 1 and not self.signed:
             raise UsageError("relevance has a sign where it comes from a paired text tower only: leave sign at 1.")
-        relevance: Any = self.relevance
         if isinstance(seen.scorer, Remembered):
-            relevance = self._own_scorer(before(trial.method), quality.relevance)
             seen = replace(seen, scorer=seen.scorer.at(quality.relevance, trial.sign))
         if quality.saliency != CLEAN.saliency:
             seen = with_saliency(seen, batch.owner, quality.saliency, self._names(batch.items))
         questions = [self.questions.items[i].question.text for i in batch.items]
         method = trial.method_for(index)
         if isinstance(method, Method):
+            own = self._own_scorer(method, quality.relevance)
             ready = prepare(
                 self.model,
                 method,
                 batch.prompts,
                 questions,
                 processor=self.processor,
-                relevance=relevance,
+                relevance=own or ("auto" if isinstance(seen.scorer, Remembered) else self.relevance),
                 positions=trial.positions,
                 encoded=seen,
             )
@@ -220,23 +222,5 @@ class Runner:
         return outcomes(batch, selections, texts)
 
     def generate(self, **ready: Any) -> Tensor:
+        """The model's own `generate`, greedy and short."""
         return self.model.generate(**ready, max_new_tokens=LONGEST_ANSWER, do_sample=False)
-
-
-def _short(relevance: str) -> str:
-    """A source's name, or the hash of its file."""
-    return (
-        relevance if not relevance.endswith(".json") else hashlib.sha256(Path(relevance).read_bytes()).hexdigest()[:12]
-    )
-
-
-def model_hash(model: Any) -> str:
-    """sha256 of the weights, and of the paired text tower where the model has one beside it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    head = Path(str(getattr(model, "name_or_path", ""))) / "text_tower"
-    for file in sorted(head.glob("*")) if head.is_dir() else []:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

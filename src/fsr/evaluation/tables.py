@@ -49,8 +49,8 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def _signals(result: dict[str, Any]) -> list[str]:
-    """Where relevance came from, and what was made worse."""
-    source, quality = result.get("source"), result.get("quality")
+    """Where relevance came from (the plane's own entry of that name are its levels), and what was made worse."""
+    source, quality = result.get("source", result.get("relevance")), result.get("quality")
     told = [] if source in (None, "none") else [f"Relevance: {source}."]
     if quality is None or quality == asdict(CLEAN):
         return told
@@ -119,6 +119,7 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
                 "on distractor, %",
                 "radius",
                 "no Scan, %",
+                "answer, tokens",
             ]
         ]
         for name in names:
@@ -134,8 +135,10 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
                     _percent(row["share_of_budget_on_big_distractor"]),
                     f"{row['coverage_radius']['median']:.2f}",
                     _percent(row["focus"]["no_scan"]) if "focus" in row else "-",
+                    _tokens(row),
                 ]
             )
+        spent.append(["unpruned", *["-"] * 7, _tokens(full)])
         tables[f"Where {k} tokens went (radius: median chordal coverage)"] = spent
     return tables
 
@@ -170,6 +173,11 @@ def _base(settings: dict[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    """Mean length of the answers; results of older releases do not have it."""
+    return f"{row['answer_tokens']:.2f}" if "answer_tokens" in row else "-"
 
 
 def _with_interval(value: dict[str, float]) -> str:

@@ -65,7 +65,7 @@ class FSR(Method):
         max_focus: largest share of the budget that Focus may take, in [0, 1] (1 in the paper); with 'volume' the share
             that it takes, rounded up.
         relevance: 'auto' needs relevance; 'none' sets alpha to 0. `prune` switches to 'none', and says so in its
-            report, for families without a public text tower (the paper on Qwen2.5-VL).
+            report, for families without a public text tower (the paper on Qwen2.5-VL) and without a calibration.
         normalise: 'minmax', 'rank' or 'softmax'.
         distance: features behind the cosines of Eq. 5 and 8: 'projected' (what the language model sees) or 'encoder'
             (before the projector). Merging always averages projected features.

@@ -65,9 +65,10 @@ def prepare(
         inputs: what the processor made: `input_ids` [B, L], `attention_mask`, pixels and their sizes; other keys pass
             through.
         question: the question, one for all rows or one per row; None reads it from the prompt (needs `processor`).
-        relevance: "auto" finds the paired text tower (none on families without one), "none" works without,
-            "first-layer" reads it from the language model's first queries and keys, "embedding" from its word
-            embeddings; or a file of `fsr calibrate` (*.json), or a `RelevanceScorer`.
+        relevance: "auto" finds the paired text tower (families without one: what `fsr calibrate` wrote to
+            relevance.json beside the weights, or none), "none" works without, "first-layer" reads it from the language
+            model's first queries and keys, "embedding" from its word embeddings; or a file of `fsr calibrate` (*.json),
+            or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
             family, and with 1-D positions keeps them where fewer than one visual token in twelve stays.
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
@@ -134,7 +135,7 @@ class Work:
         if getattr(self.method, "relevance", None) == "none" and not self.adapter.paired_text_tower:
             notes.append(
                 f"{self.method.name} ran without relevance (alpha = 0): no public text tower pairs with "
-                f"{self.adapter.name}; relevance='first-layer' reads it from the language model"
+                f"{self.adapter.name}; `fsr calibrate` measures what else could say what the question asks for"
             )
         signals = self.method.signals()
         questions, scorer, text_ms = None, None, 0.0

@@ -1,5 +1,5 @@
 """Which relevance scorer a method runs with on a model: the paired text tower, the language model's first layer or word
-embeddings, one of the caller's own, or none. Nothing is guessed in silence."""
+embeddings, what was measured for this model, one of the caller's own, or none. Nothing is guessed in silence."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import nn
 from fsr.adapters.base import Adapter
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
-from fsr.signals.calibration import load_calibration
+from fsr.signals.calibration import RelevanceCalibration, calibration_beside, load_calibration
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.first_layer import FirstLayerRelevance
 from fsr.signals.relevance import RelevanceScorer, Twin, paired_tower, verified
 from fsr.signals.text_projections import text_projections
 
-__all__ = ["SOURCES", "WITHOUT_TOWER", "find_twin", "resolve_scorer"]
+__all__ = ["SOURCES", "WITHOUT_TOWER", "find_twin", "measured", "resolve_scorer"]
 
 # What `relevance=` takes by name. Besides these: a file of `fsr calibrate` (*.json), or a scorer.
 SOURCES = ("auto", "none", "first-layer", "embedding")
-# What "auto" means on families without a public text tower.
+# What "auto" means on families without a public text tower, where no calibration lies beside the weights: papers
+# disagree about which source, and which sign, points at what is asked.
 WITHOUT_TOWER = "none"
 
 _found: WeakKeyDictionary[nn.Module, Twin] = WeakKeyDictionary()
@@ -36,7 +37,7 @@ def resolve_scorer(
     """The method as it will run, and its scorer (None where it reads no relevance).
 
     "auto" is what the method's paper takes (`Method.own_relevance`) or else the paired text tower; families without a
-    public one take `WITHOUT_TOWER`.
+    public one take what `measured` finds, or `WITHOUT_TOWER`.
 
     Raises:
         RelevanceError: no paired text tower, the wrong one, no usable first layer, a calibration of another model, or a
@@ -60,6 +61,8 @@ def resolve_scorer(
     if relevance == "auto":
         if method.own_relevance is None and adapter.paired_text_tower:
             return method, find_twin(adapter)
+        if method.own_relevance is None and (found := measured(adapter)) is not None:
+            return method, found.scorer(adapter.model)
         relevance = method.own_relevance or WITHOUT_TOWER
     if relevance == "embedding":
         return method, EmbeddingRelevance(adapter.model.get_input_embeddings())
@@ -68,14 +71,26 @@ def resolve_scorer(
     if relevance == "none":
         if "relevance" not in {f.name for f in fields(method)}:
             raise RelevanceError(
-                f"{method.name} cannot do without relevance: give relevance='first-layer', 'embedding', a scorer, or "
-                "another method."
+                f"{method.name} cannot do without relevance: give relevance='first-layer', 'embedding' or a scorer "
+                "(on the command line --relevance), or another method."
             )
         return replace(method, relevance="none"), None  # type: ignore[call-arg]
     raise RelevanceError(
         f"relevance={relevance!r}: use {', '.join(map(repr, SOURCES))}, a file of `fsr calibrate` (*.json), or a "
         "scorer such as load_twin('folder')."
     )
+
+
+def measured(adapter: Adapter) -> RelevanceCalibration | None:
+    """What "auto" reads on a family without a public text tower: the file of `fsr calibrate` beside the weights, None
+    without one.
+
+    Raises:
+        RelevanceError: a file of that name that `fsr calibrate` did not write.
+    """
+    if adapter.paired_text_tower:
+        return None
+    return calibration_beside(str(getattr(adapter.model, "name_or_path", "") or ""))
 
 
 def find_twin(adapter: Adapter) -> Twin:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fsr.errors import UnsupportedModelError
 from fsr.profiling.conventions import TABLE7, table7, twin_of
 from fsr.profiling.counts import PARTS, Convention, Counts, count
+from fsr.profiling.decoder import language
+from fsr.profiling.mixers import Attention, GatedDelta
 from fsr.profiling.selection import selection_macs
-from fsr.profiling.shapes import language
 from fsr.profiling.visual import Visual
 
 __all__ = ["count_report", "paper_table"]
@@ -33,6 +35,9 @@ def count_report(
 
     Args:
         methods: with their budgets; those inside the language model are counted layer by layer.
+
+    Raises:
+        UnsupportedModelError: a method that this language model cannot run.
     """
     full = count(config, picture, text=text, convention=convention)
     rows = [_row("unpruned", None, full, full)]
@@ -61,6 +66,7 @@ def _of(method: Any, config: Any, picture: Visual, convention: Convention, text:
     schedule = getattr(method, "budgets", None)
     if schedule is not None:  # drops inside the language model
         depth, n = language(config).layers, picture.tokens
+        _check_drops(method, config)
         edges = [0, *method.layers(depth), depth]
         levels = [n, *schedule(n, depth)]
         kept = [level for level, lo, hi in zip(levels, edges, edges[1:]) for _ in range(hi - lo)]
@@ -75,6 +81,24 @@ def _of(method: Any, config: Any, picture: Visual, convention: Convention, text:
         relevance=twin,
         selection_macs=macs,
         convention=convention,
+    )
+
+
+def _check_drops(method: Any, config: Any) -> None:
+    """Raise `UnsupportedModelError` where `prune` would refuse this method: what cannot run has no count."""
+    llm = language(config)
+    behind = llm.stack[min(method.layers(llm.layers)) :]
+    if any(isinstance(layer.mixer, GatedDelta) for layer in llm.stack):
+        why = "has recurrent layers, whose state keeps what is dropped"
+    elif any(layer.shared for layer in llm.stack):
+        why = "has layers that read the keys of earlier ones"
+    elif any(isinstance(layer.mixer, Attention) and layer.mixer.window for layer in behind):
+        why = "attends in sliding windows behind the drop"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"{method.name} drops inside the language model, and {config.model_type} {why}: leave {method.name} out, or "
+        "count a method that prunes before the language model."
     )
 
 

@@ -1,7 +1,7 @@
 """Operations and KV-cache bytes of one prompt, by part, under a convention that says what is counted.
 
-Parts: vision_tower, projector, text_tower, selection, llm_linear, llm_attention, lm_head. All numbers are for one
-prompt and its prefill.
+Parts: vision_tower, projector, text_tower, selection, llm_linear, llm_attention (whatever mixes tokens: attention, or
+the gated delta rule with its convolution), lm_head. All numbers are for one prompt and its prefill.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fsr.errors import UsageError
-from fsr.profiling.shapes import Stack, language, vision
+from fsr.profiling.decoder import Decoder, language
+from fsr.profiling.shapes import Stack, vision
 from fsr.profiling.visual import Visual
 
 __all__ = ["FULL", "PARTS", "Convention", "Counts", "Relevance", "count", "kv_bytes"]
@@ -25,7 +26,8 @@ class Convention:
 
     parts: parts that are counted at all. attention: matrix products of attention (n^2), in towers and language model
     alike.
-    lm_head: rows it runs on, the "last" (what `generate` asks for) or "all". text: text tokens in the language model.
+    lm_head: rows it runs on, the "last" (what `generate` asks for) or "all"; layers that read the keys of earlier ones
+    (Gemma 4 E2B, E4B) run on the same rows, since Transformers 5.24. text: text tokens in the language model.
     kv_text: text tokens in the KV cache. mlp_matrices: 2 counts a gated feed-forward block as if it had two matrices.
     flops_per_mac: 2, or 1 where a paper prints MACs under the name FLOPs.
     """
@@ -126,13 +128,17 @@ def count(
         raise UsageError(f"the schedule has {len(layers)} entries for {llm.layers} language layers.")
     lengths = [n + (text if convention.text else 0) for n in layers]
     rows = 1 if convention.lm_head == "last" else lengths[-1]
+    queries = [rows if layer.shared else n for n, layer in zip(lengths, llm.stack)]
     macs = {
         "vision_tower": _tower(tower, picture, convention.attention),
         "projector": sum(r * a * b for r, a, b in picture.projector),
         "text_tower": 0,
         "selection": selection_macs,
-        "llm_linear": sum(lengths) * llm.linear(convention.mlp_matrices),
-        "llm_attention": sum(llm.attention([n]) for n in lengths) if convention.attention else 0,
+        "llm_linear": lengths[0] * llm.entry
+        + sum(q * layer.linear(llm.width, convention.mlp_matrices) for q, layer in zip(queries, llm.stack)),
+        "llm_attention": sum(layer.mixer.mixing(n, q) for n, q, layer in zip(lengths, queries, llm.stack))
+        if convention.attention
+        else 0,
         "lm_head": rows * llm.width * llm.vocabulary,
     }
     if relevance is not None:
@@ -151,9 +157,12 @@ def count(
     )
 
 
-def kv_bytes(llm: Stack, tokens: Sequence[int], bytes_per_value: int = 2) -> int:
-    """Bytes of the KV cache with `tokens` entries in each layer."""
-    return sum(tokens) * llm.kv_values * bytes_per_value
+def kv_bytes(llm: Decoder, tokens: Sequence[int], bytes_per_value: int = 2) -> int:
+    """Bytes of the cache after a prompt that has `tokens` entries in each layer.
+
+    Windows hold no more than they see, recurrent layers a state of constant size, layers that share keys nothing.
+    """
+    return sum(layer.mixer.cache_bytes(n, bytes_per_value) for n, layer in zip(tokens, llm.stack))
 
 
 def _tower(tower: Stack, picture: Visual, attention: bool) -> int:

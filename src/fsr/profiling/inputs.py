@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fsr.errors import UsageError
-from fsr.profiling.shapes import side
-from fsr.profiling.visual import QWEN, Visual
+from fsr.profiling.native import GRIDS, gemma4_size, grid_of, pixtral_size
+from fsr.profiling.shapes import Visual, side
 
 __all__ = ["synthetic"]
 
@@ -46,18 +46,29 @@ def synthetic(
     cut = text // 2
     ids = torch.cat([words[:, :cut], torch.full((batch, picture.tokens), token), words[:, cut:]], dim=1)
     out: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if family in QWEN:
-        merge = v.spatial_merge_size
-        down, across = (max(1, round(s / (side(v.patch_size) * merge))) * merge for s in size or (672, 672))
+    size = size or (672, 672)
+    if family in GRIDS:
         out["pixel_values"] = torch.randn(batch * picture.patches, picture.patch_inputs, generator=generator)
-        out["image_grid_thw"] = torch.tensor([[1, down, across]] * batch)
+        out["image_grid_thw"] = torch.tensor([grid_of(config, size)] * batch)
+        out["mm_token_type_ids"] = (ids == token).long()
+    elif v.model_type == "pixtral":
+        height, width = pixtral_size(config, size)
+        out["pixel_values"] = torch.randn(batch, v.num_channels, height, width, generator=generator)
+        out["image_sizes"] = torch.tensor([[height, width]] * batch)
+    elif family == "gemma4":
+        down, across, padded = gemma4_size(config, size)
+        y, x = torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")
+        places = torch.full((padded, 2), -1)
+        places[: down * across] = torch.stack([x, y], dim=-1).view(-1, 2)
+        out["pixel_values"] = torch.rand(batch, padded, picture.patch_inputs, generator=generator)
+        out["image_position_ids"] = places.repeat(batch, 1, 1)
         out["mm_token_type_ids"] = (ids == token).long()
     else:
         count, edge = len(picture.sequences), side(v.image_size)
         shape: tuple[int, ...] = (batch * count, v.num_channels, edge, edge)
         if family in ("llava_next", "llava_onevision", "llava_next_video"):
             shape = (batch, count, *shape[1:])
-            out["image_sizes"] = torch.tensor([size or (672, 672)] * batch)
+            out["image_sizes"] = torch.tensor([size] * batch)
         elif family in ("smolvlm", "idefics3"):
             shape = (batch, count, *shape[1:])
         out["pixel_values"] = torch.randn(shape, generator=generator)

@@ -5,8 +5,7 @@ The language model is timed by hooks around each of its forward passes: the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
@@ -19,15 +18,17 @@ from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
 from fsr.methods.parts import split
-from fsr.pipeline.kv_cache import cache_of
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.scorer import resolve_scorer
-from fsr.profiling.memory import Peak, PeakMemory, cache_bytes
+from fsr.profiling.clock import clock_on
+from fsr.profiling.memory import Peak, PeakMemory
 from fsr.profiling.workload import Workload
 from fsr.timing import wait
 
-__all__ = ["STAGES", "Plan", "Result", "Spread", "measure"]
+__all__ = ["LONGEST_ANSWER", "STAGES", "Plan", "Result", "Spread", "measure"]
 
+# Tokens after which an answer that does not end is cut off.
+LONGEST_ANSWER = 64
 # In the order in which they run. vision_tower: with the projector. saliency: signals read from its taps, and its output
 # cut into pictures. rest: everything between the named stages, mostly what `generate` does around the model.
 STAGES = ("preprocess", "vision_tower", "saliency", "text_tower", "selection", "prefill", "decode", "rest")
@@ -74,7 +75,10 @@ class Result:
     batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token", "language_layers"
     (the part of the prefill without embedding, merging and LM head).
     visual_before: visual tokens of one prompt; layers: those left in each language layer; text: the others.
-    kv_bytes: the real cache right after the prefill; kv_visual_bytes: the share of it that visual tokens take.
+    kv_bytes: the real cache right after the prefill, states of recurrent layers included; kv_visual_bytes: the share of
+    its keys and values that visual tokens take.
+    answer_tokens: what the model writes when it may end by itself, its end token included and LONGEST_ANSWER at most;
+    None with random weights, which end nowhere. Every result of a batch size answers the same question.
     skipped: why it could not run, else "".
     """
 
@@ -88,6 +92,7 @@ class Result:
     kv_bytes: int = 0
     kv_visual_bytes: int = 0
     peak: Peak | None = None
+    answer_tokens: int | None = None
     notes: tuple[str, ...] = ()
     skipped: str = ""
 
@@ -111,11 +116,21 @@ class _Variant:
     steps: list[float]
     facts: dict[str, Any]
     peak: Peak | None = None
+    answer_tokens: int | None = None
 
     def result(self) -> Result:
         times = {stage: Spread.of([run[stage] for run in self.runs]) for stage in self.runs[0]}
         times["decode_per_token"] = Spread.of(self.steps)
-        return Result(self.name, self.keep, self.batch, times, **self.facts, peak=self.peak, notes=self.notes)
+        return Result(
+            self.name,
+            self.keep,
+            self.batch,
+            times,
+            **self.facts,
+            peak=self.peak,
+            answer_tokens=self.answer_tokens,
+            notes=self.notes,
+        )
 
 
 def measure(workload: Workload, plan: Plan) -> list[Result]:
@@ -143,6 +158,10 @@ def measure(workload: Workload, plan: Plan) -> list[Result]:
             spent = perf_counter() - began
             if spent + spent / (plan.warmup + i + 1) > limit:
                 break
+        if workload.weights == "checkpoint":
+            asked = next(fresh)
+            for variant in variants:
+                variant.answer_tokens = _answer_length(workload, variant, asked)
         results += [v.result() for v in variants] + skipped
     return results
 
@@ -194,10 +213,10 @@ def _run(workload: Workload, variant: _Variant, plan: Plan, number: int) -> tupl
     before, text = _tokens(model, inputs)
     if variant.method is None:
         arguments = _unpruned(model, inputs, stages)
-        with _clock(model) as clock:
+        with clock_on(model) as clock:
             model.generate(**arguments, **limits)
     else:
-        with prune(model, variant.method, relevance=variant.relevance) as pruned, _clock(model) as clock:
+        with prune(model, variant.method, relevance=variant.relevance) as pruned, clock_on(model) as clock:
             model.generate(**inputs, **limits, question=question)
         timings = pruned.last.timings if pruned.last is not None else {}
         stages |= {name: ms for name, ms in timings.items() if name in STAGES and name != "rest"}
@@ -216,9 +235,23 @@ def _run(workload: Workload, variant: _Variant, plan: Plan, number: int) -> tupl
         "layers": layers,
         "text": text,
         "kv_bytes": clock.kv_bytes,
-        "kv_visual_bytes": clock.kv_bytes * sum(layers) // sum(clock.lengths),
+        "kv_visual_bytes": sum(size * (n - text) // n for size, n in zip(clock.growing, clock.lengths)),
     }
     return stages, steps, facts
+
+
+@torch.inference_mode()
+def _answer_length(workload: Workload, variant: _Variant, number: int) -> int:
+    """Tokens that the model writes to question `number` before it ends, see `Result.answer_tokens`."""
+    model = workload.model
+    inputs, question = workload.inputs(1, number)
+    limits = {"max_new_tokens": LONGEST_ANSWER, "do_sample": False}
+    if variant.method is None:
+        out = model.generate(**inputs, **limits)
+    else:
+        with prune(model, variant.method, relevance=variant.relevance):
+            out = model.generate(**inputs, **limits, question=question)
+    return out.shape[1] - inputs["input_ids"].shape[1]  # one row: it stops at its own end token
 
 
 def _tokens(model: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
@@ -236,52 +269,3 @@ def _unpruned(model: Any, inputs: Mapping[str, Any], stages: dict[str, float]) -
     arguments = {name: value for name, value in inputs.items() if name not in PIXELS}
     arguments["mm_encoder_outputs"] = {e.modality: e.output for e in encoded}
     return arguments
-
-
-class _Clock:
-    """Start and end of each forward pass of the model, and what its cache holds in each layer after the first."""
-
-    def __init__(self) -> None:
-        self.passes: list[tuple[float, float]] = []
-        self.kv_bytes = 0
-        self.lengths: tuple[int, ...] = ()
-        self.layers_ms = 0.0
-        self._start = self._entered = 0.0
-
-    def before(self, model: Any, args: Any) -> None:
-        wait(model.device)
-        self._start = perf_counter()
-
-    def after(self, model: Any, args: Any, output: Any) -> None:
-        wait(model.device)
-        self.passes.append((self._start, perf_counter()))
-        if len(self.passes) == 1:
-            cache = cache_of(output)
-            self.kv_bytes = cache_bytes(cache)
-            self.lengths = tuple(layer.get_seq_length() for layer in cache.layers)
-
-    def enter(self, decoder: Any, args: Any) -> None:
-        wait(next(decoder.parameters()).device)
-        self._entered = perf_counter()
-
-    def leave(self, decoder: Any, args: Any, output: Any) -> None:
-        wait(next(decoder.parameters()).device)
-        if not self.passes:
-            self.layers_ms = 1e3 * (perf_counter() - self._entered)
-
-
-@contextmanager
-def _clock(model: Any) -> Iterator[_Clock]:
-    clock = _Clock()
-    decoder = model.get_decoder()
-    handles = [
-        model.register_forward_pre_hook(clock.before),
-        model.register_forward_hook(clock.after),
-        decoder.register_forward_pre_hook(clock.enter),
-        decoder.register_forward_hook(clock.leave),
-    ]
-    try:
-        yield clock
-    finally:
-        for handle in handles:
-            handle.remove()

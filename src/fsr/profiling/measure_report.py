@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fsr.profiling.counts import count
-from fsr.profiling.measure import STAGES, Plan, Result
+from fsr.profiling.measure import LONGEST_ANSWER, STAGES, Plan, Result
 from fsr.profiling.workload import Workload
 from fsr.version import __version__
 
@@ -35,7 +35,7 @@ def report(workload: Workload, plan: Plan, results: Sequence[Result]) -> dict[st
             continue
         rows.append(_row(workload, base, result))
         if result is not base:
-            verdicts.append(verdict(base, result))
+            verdicts += [verdict(base, result), *_longer(base, result)]
     return {
         "kind": "measured",
         "model": workload.name,
@@ -87,6 +87,19 @@ def verdict(base: Result, result: Result) -> str:
     return f"{who}: pruning does not help here ({gain:.2f}x end to end): {why}."
 
 
+def _longer(base: Result, result: Result) -> list[str]:
+    """What it costs where pruning makes the answer longer: no sentence where it does not."""
+    old, new = base.answer_tokens, result.answer_tokens
+    if old is None or new is None or new <= old:
+        return []
+    step = result.times["decode_per_token"].median
+    most = " (cut off there)" if new >= LONGEST_ANSWER else ""
+    return [
+        f"{result.method} at {result.visual_after} of {result.visual_before} tokens wrote {new} tokens{most} where the "
+        f"unpruned model wrote {old}: at {step:.1f} ms per token, {(new - old) * step:.1f} ms more per answer."
+    ]
+
+
 def _limits(base: Result) -> str:
     first, whole = ceilings(base)
     t = {name: spread.median for name, spread in base.times.items()}
@@ -122,6 +135,7 @@ def _row(workload: Workload, base: Result, result: Result) -> dict[str, Any]:
         "kv_bytes": result.kv_bytes,
         "kv_visual_bytes": result.kv_visual_bytes,
         "peak_bytes": None if result.peak is None else result.peak.total,
+        "answer_tokens": result.answer_tokens,
         "peak_above_start_bytes": None if result.peak is None else result.peak.above_start,
         "notes": list(result.notes),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Peak", "PeakMemory", "cache_bytes"]
+__all__ = ["Peak", "PeakMemory", "cache_bytes", "growing_bytes"]
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -47,9 +47,20 @@ class PeakMemory:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes that a KV cache of Transformers really holds, all layers, padding and text included."""
-    tensors = [t for layer in cache.layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    """Bytes that a cache of Transformers really holds: keys and values, padding and text included, and the states of
+    recurrent layers."""
+    return sum(growing_bytes(layer) + _state_bytes(layer) for layer in cache.layers)
+
+
+def growing_bytes(layer: Any) -> int:
+    """Bytes of the keys and values of one layer of a cache: what grows with the prompt."""
+    tensors = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _state_bytes(layer: Any) -> int:
+    kept = (getattr(layer, name, None) or {} for name in ("conv_states", "recurrent_states"))
+    return sum(t.nbytes for states in kept for t in states.values() if isinstance(t, torch.Tensor))
 
 
 def _resident(field: str) -> int | None:

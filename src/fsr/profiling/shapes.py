@@ -1,5 +1,5 @@
-"""The sizes that operation counts need, read from any Transformers config (`vision_config`, `text_config`). No
-weights, no forward.
+"""The sizes of vision and text towers, read from any Transformers config, and of what one picture is to a tower. No
+weights, no forward. Language models are in `decoder`.
 
 Counts are multiply-accumulates (MACs) of matrix products; one MAC is two FLOPs. Norms, activations and softmax are
 left out: below 1 %.
@@ -8,18 +8,13 @@ left out: below 1 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fsr.errors import UnsupportedModelError
+__all__ = ["Stack", "Visual", "side", "text_tower", "vision"]
 
-__all__ = ["Stack", "language", "side", "text_tower", "vision"]
-
-# Decoders whose feed-forward block is gated (three matrices). Others are refused: a wrong guess would be off by a
-# third.
-GATED = frozenset(
-    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text qwen2_vl_text qwen2_5_vl_text qwen3_vl_text smollm3".split()
-)
+# Towers whose feed-forward block is gated (three matrices).
+GATED = frozenset("qwen2_5_vl_vision pixtral glm4v_vision glm4v_moe_vision gemma4_vision".split())
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Stack:
     """A stack of equal Transformer layers.
 
     width: hidden size d. mlp: inner size m. matrices: 2, or 3 for a gated feed-forward block (SwiGLU).
-    kv_heads: fewer than heads with grouped-query attention. vocabulary: rows of the LM head (0: none).
+    kv_heads: fewer than heads with grouped-query attention.
     """
 
     layers: int
@@ -37,37 +32,40 @@ class Stack:
     kv_heads: int
     mlp: int
     matrices: int
-    vocabulary: int = 0
 
-    def linear(self, matrices: int | None = None) -> int:
+    def linear(self) -> int:
         """MACs of all linear maps of one layer for one token: q, k, v, o and the feed-forward block."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return 2 * self.width * (q + kv) + (matrices or self.matrices) * self.width * self.mlp
+        return 2 * self.width * (q + kv) + self.matrices * self.width * self.mlp
 
     def attention(self, lengths: Sequence[int]) -> int:
         """MACs of q k^T and p v of one layer for sequences that attend within themselves; causality is not
         exploited."""
         return 2 * self.heads * self.head_dim * sum(n * n for n in lengths)
 
-    @property
-    def kv_values(self) -> int:
-        """Numbers that the KV cache holds per token and layer."""
-        return 2 * self.kv_heads * self.head_dim
 
+@dataclass(frozen=True)
+class Visual:
+    """The visual side of one prompt.
 
-def language(config: Any) -> Stack:
-    """The decoder of a vision-language config.
-
-    Raises:
-        UnsupportedModelError: a decoder whose feed-forward block is not known (or a mixture of experts).
+    sequences: lengths of the sequences that the tower attends within ([CLS] included), one per tile, picture or frame.
+    windows: lengths of the attention windows (Qwen2.5-VL), else the same; full_layers: how many layers see whole
+    sequences.
+    patches: rows of the patch embedding; patch_inputs: numbers per patch.
+    projector: (rows, in, out) of every linear map between tower and language model (Gemma 4's pooling is one).
+    tokens: N, what the language model gets. grid: rows and columns of the N tokens when they are one raster.
+    pooled: the tower's pooling head runs although nobody reads it (SigLIP with `vision_use_head`).
     """
-    text = config.get_text_config()
-    if text.model_type not in GATED:
-        raise UnsupportedModelError(
-            f"operations of a {text.model_type!r} decoder are not known here: counts exist for "
-            f"{', '.join(sorted(GATED))}."
-        )
-    return _stack(text, matrices=3, vocabulary=text.vocab_size)
+
+    sequences: tuple[int, ...]
+    windows: tuple[int, ...]
+    full_layers: int
+    patches: int
+    patch_inputs: int
+    projector: tuple[tuple[int, int, int], ...]
+    tokens: int
+    grid: tuple[int, int] | None = None
+    pooled: bool = False
 
 
 def vision(config: Any) -> Stack:
@@ -76,7 +74,9 @@ def vision(config: Any) -> Stack:
     if tower.model_type == "qwen2_vl_vision":  # here `hidden_size` is the width after the merger
         heads, width = tower.num_heads, tower.embed_dim
         return Stack(tower.depth, width, heads, width // heads, heads, width * tower.mlp_ratio, 2)
-    return _stack(tower, matrices=3 if tower.model_type == "qwen2_5_vl_vision" else 2)
+    stack = _stack(tower, matrices=3 if tower.model_type in GATED else 2)
+    # The feed-forward blocks of GLM's tower are as wide as its output; `intermediate_size` is its merger's.
+    return replace(stack, mlp=tower.out_hidden_size) if tower.model_type.startswith("glm4v") else stack
 
 
 def text_tower(config: Any) -> Stack:
@@ -89,7 +89,7 @@ def side(value: Any) -> int:
     return int(value if isinstance(value, int) else value[0])
 
 
-def _stack(config: Any, matrices: int, vocabulary: int = 0) -> Stack:
+def _stack(config: Any, matrices: int) -> Stack:
     heads = config.num_attention_heads
     return Stack(
         layers=config.num_hidden_layers,
@@ -99,5 +99,4 @@ def _stack(config: Any, matrices: int, vocabulary: int = 0) -> Stack:
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         mlp=config.intermediate_size,
         matrices=matrices,
-        vocabulary=vocabulary,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fsr.profiling.measure import STAGES
+from fsr.profiling.measure import LONGEST_ANSWER, STAGES
 
 __all__ = ["text"]
 
@@ -45,7 +45,7 @@ def _counted(r: dict[str, Any]) -> str:
 
 def _measured(r: dict[str, Any]) -> str:
     head = ["method", "keep", "batch", "N", "K", *[s.replace("_", " ") for s in STAGES], "ms/token", "first token"]
-    head += ["end to end", "p10-p90", "KV MiB", "peak MiB"]
+    head += ["end to end", "p10-p90", "KV MiB", "peak MiB", "wrote"]
     rows, shares = [], []
     for row in r["results"]:
         ms, tokens = row["ms"], row["visual_tokens"]
@@ -54,14 +54,16 @@ def _measured(r: dict[str, Any]) -> str:
         times = [f"{ms[s]['median']:.1f}" for s in (*STAGES, "decode_per_token", "time_to_first_token", "end_to_end")]
         spread = f"{ms['end_to_end']['p10']:.0f}-{ms['end_to_end']['p90']:.0f}"
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MIB:.0f}"
-        rows.append([*name, *times, spread, f"{row['kv_bytes'] / MIB:.1f}", peak])
+        wrote = "-" if row["answer_tokens"] is None else str(row["answer_tokens"])
+        rows.append([*name, *times, spread, f"{row['kv_bytes'] / MIB:.1f}", peak, wrote])
         shares.append([*name, *[f"{100 * row['share_of_end_to_end'][s]:.1f} %" for s in STAGES]])
     v = r["versions"]
     lines = [
         f"{r['model']} ({r['weights']} weights, {r['language_layers']} layers, {r['dtype']}, {r['attention']})",
         f"{r['device']}, {r['threads']} threads, torch {v['torch']}, transformers {v['transformers']}",
         f"Milliseconds per batch, medians of {max(row['rounds'] for row in r['results'])} interleaved rounds after "
-        f"{r['warmup']} warm-up; {r['new_tokens']} new tokens.",
+        f"{r['warmup']} warm-up; {r['new_tokens']} new tokens. Wrote: tokens of an answer that may end by itself, "
+        f"{LONGEST_ANSWER} at most.",
         _table(head, rows),
         "Share of the end-to-end time:",
         _table(head[: 5 + len(STAGES)], shares),

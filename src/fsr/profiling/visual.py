@@ -7,41 +7,17 @@ Sizes come from the config; where a family cuts or resizes pictures by a rule, T
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fsr.errors import UnsupportedModelError, UsageError
-from fsr.profiling.shapes import side
+from fsr.profiling.native import GRIDS, gemma4, glm, pixtral, qwen
+from fsr.profiling.shapes import Visual, side
 
 __all__ = ["FAMILIES", "Visual", "visual"]
 
-QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
-
-
-@dataclass(frozen=True)
-class Visual:
-    """The visual side of one prompt.
-
-    sequences: lengths of the sequences that the tower attends within ([CLS] included), one per tile, picture or frame.
-    windows: lengths of the attention windows (Qwen2.5-VL), else the same; full_layers: how many layers see whole
-    sequences.
-    patches: rows of the patch embedding; patch_inputs: numbers per patch.
-    projector: (rows, in, out) of every linear map between tower and language model.
-    tokens: N, what the language model gets. grid: rows and columns of the N tokens when they are one raster.
-    pooled: the tower's pooling head runs although nobody reads it (SigLIP with `vision_use_head`).
-    """
-
-    sequences: tuple[int, ...]
-    windows: tuple[int, ...]
-    full_layers: int
-    patches: int
-    patch_inputs: int
-    projector: tuple[tuple[int, int, int], ...]
-    tokens: int
-    grid: tuple[int, int] | None = None
-    pooled: bool = False
+VIDEO = frozenset({"llava_onevision", "llava_next_video"}) | GRIDS
 
 
 def visual(config: Any, size: tuple[int, int] | None = None, frames: int = 0, tiles: int = 1) -> Visual:
@@ -49,22 +25,22 @@ def visual(config: Any, size: tuple[int, int] | None = None, frames: int = 0, ti
 
     Args:
         config: a vision-language config of Transformers.
-        size: height and width of the picture in pixels, for families that adapt to it (LLaVA-NeXT, OneVision, Qwen);
-            672 x 672 if None.
+        size: height and width of the picture in pixels, for families that adapt to it (LLaVA-NeXT, OneVision, Qwen,
+            GLM, Pixtral, Gemma 4); 672 x 672 if None.
         frames: frames of one clip instead of a picture (0: a picture), for families with video.
         tiles: crops per picture for families whose processor decides (InternVL, SmolVLM).
 
     Raises:
         UnsupportedModelError: the family is not known.
-        UsageError: the family takes no video, or the size fits no grid.
+        UsageError: no clips of this family are counted, or the size fits no grid.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UnsupportedModelError(
             f"no operation counts for model type {config.model_type!r}: known are {', '.join(sorted(FAMILIES))}."
         )
-    if frames and config.model_type not in QWEN | {"llava_onevision", "llava_next_video"}:
-        raise UsageError(f"{config.model_type} takes no video: leave frames out.")
+    if frames and config.model_type not in VIDEO:
+        raise UsageError(f"no counts of clips for {config.model_type}: leave frames out.")
     return family(config, size or (672, 672), frames, tiles)
 
 
@@ -104,6 +80,8 @@ def _per_tile(config: Any) -> int:
 
 
 def _llava(config: Any, size: tuple[int, int], frames: int, tiles: int) -> Visual:
+    if config.vision_config.model_type == "pixtral":
+        return pixtral(config, size, frames, tiles)
     n = _per_tile(config)
     rows = math.isqrt(n)
     return _tower(config, 1, _two_layers(config, n), n, grid=(rows, rows) if rows * rows == n else None)
@@ -173,41 +151,6 @@ def _smolvlm(config: Any, size: tuple[int, int], frames: int, tiles: int) -> Vis
     return _tower(config, tiles, maps, n, grid=(grid, grid) if tiles == 1 else None)
 
 
-def _qwen(config: Any, size: tuple[int, int], frames: int, tiles: int) -> Visual:
-    """Qwen: any size whose sides are multiples of patch * merge; a merger instead of a projector; windows in
-    Qwen2.5-VL."""
-    v = config.vision_config
-    patch, merge, together = side(v.patch_size), v.spatial_merge_size, side(v.temporal_patch_size)
-    step = patch * merge
-    down, across = (max(1, round(s / step)) * merge for s in size)
-    times = max(1, math.ceil(frames / together))
-    patches = down * across * times
-    tokens = patches // merge**2
-    old = v.model_type == "qwen2_vl_vision"
-    width = v.embed_dim if old else v.hidden_size
-    wide, out = width * merge**2, v.hidden_size if old else v.out_hidden_size
-    mergers = 1 + len(getattr(v, "deepstack_visual_indexes", ()))
-    sequences = windows = (down * across,) * times
-    full = v.depth
-    if v.model_type == "qwen2_5_vl_vision":
-        from transformers.vision_utils import get_vision_window_index
-
-        grid_thw = torch.tensor([[times, down, across]])
-        _, bounds = get_vision_window_index(grid_thw, merge, v.window_size, patch)
-        windows = tuple(int(n) for n in bounds.diff().tolist() if n)
-        full = len(set(v.fullatt_block_indexes) & set(range(v.depth)))
-    return Visual(
-        sequences=sequences,
-        windows=windows,
-        full_layers=full,
-        patches=patches,
-        patch_inputs=v.in_channels * together * patch**2,
-        projector=((tokens, wide, wide), (tokens, wide, out)) * mergers,
-        tokens=tokens,
-        grid=(down // merge, across // merge) if times == 1 else None,
-    )
-
-
 FAMILIES = {
     "llava": _llava,
     "llava_next": _anyres,
@@ -218,5 +161,7 @@ FAMILIES = {
     "paligemma": _paligemma,
     "smolvlm": _smolvlm,
     "idefics3": _smolvlm,
-    **dict.fromkeys(QWEN, _qwen),
+    "mistral3": pixtral,
+    "gemma4": gemma4,
+    **{kind: glm if kind.startswith("glm") else qwen for kind in GRIDS},
 }

@@ -16,21 +16,28 @@ import torch
 from torch import Tensor
 
 from fsr.errors import RelevanceError, UsageError
-from fsr.signals.embedding import EmbeddingRelevance
+from fsr.signals.embedding import EmbeddingRelevance, Words
 from fsr.signals.first_layer import FirstLayerRelevance, weighted_heads
 from fsr.signals.relevance import RelevanceScorer
 
 __all__ = [
+    "BESIDE",
+    "FEWEST",
     "HeadFit",
     "RelevanceCalibration",
     "SignCalibration",
     "calibrate_sign",
+    "calibration_beside",
     "fit_heads",
     "load_calibration",
     "pointing",
 ]
 
 FORMAT = "fsr relevance 1"
+# Its name beside a model's weights, where relevance="auto" finds it.
+BESIDE = "relevance.json"
+# Shorter lists would tell a coin's luck from a signal only by accident.
+FEWEST = 20
 FOLDS = 4
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 
@@ -40,7 +47,8 @@ class RelevanceCalibration:
     """The result of `fsr calibrate`, which `relevance=` takes as a file.
 
     relevance: the source that pointed best, "first-layer" or "embedding".
-    weights: one per head of the first layer, None for equal ones. embedding_sign: 1 or -1.
+    weights: one per head of the first layer, None for equal ones. embedding_sign, embedding_words: see
+        `EmbeddingRelevance`.
     pointing: share of held-out pictures in which the best token lies in the right place, by source; "chance" is the
         mean share of tokens that lie there.
     model: its name, for the reader; pictures: how many questions were asked.
@@ -52,12 +60,22 @@ class RelevanceCalibration:
     pointing: Mapping[str, float] = field(default_factory=dict)
     model: str = ""
     pictures: int = 0
+    embedding_words: Words = "mean"
 
     def scorer(self, model: Any) -> FirstLayerRelevance | EmbeddingRelevance:
         """The scorer for a model."""
         if self.relevance == "embedding":
-            return EmbeddingRelevance(model.get_input_embeddings(), sign=self.embedding_sign)
+            return EmbeddingRelevance(
+                model.get_input_embeddings(), sign=self.embedding_sign, words=self.embedding_words
+            )
         return FirstLayerRelevance(model, self.weights)
+
+    @property
+    def best(self) -> str:
+        """The chosen source by its name in reports."""
+        if self.relevance == "embedding":
+            return EmbeddingRelevance(None, sign=self.embedding_sign, words=self.embedding_words).source
+        return FirstLayerRelevance(None, self.weights).source
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON."""
@@ -81,13 +99,22 @@ def load_calibration(path: str | PathLike[str]) -> RelevanceCalibration:
             raise ValueError("format")
         weights = data.pop("weights")
         found = RelevanceCalibration(weights=None if weights is None else tuple(map(float, weights)), **data)
-        if found.embedding_sign not in (1, -1):
-            raise ValueError("embedding_sign")
+        EmbeddingRelevance(None, sign=found.embedding_sign, words=found.embedding_words)
         if found.weights is not None:
             weighted_heads(torch.zeros(len(found.weights), 1), found.weights)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RelevanceError(f"{path} is not a file that `fsr calibrate` wrote: {error}.") from error
     return found
+
+
+def calibration_beside(folder: str) -> RelevanceCalibration | None:
+    """The file `relevance.json` of `fsr calibrate` in a model's folder, None where there is no such folder or file.
+
+    Raises:
+        RelevanceError: a file of that name that `fsr calibrate` did not write.
+    """
+    file = Path(folder) / BESIDE
+    return load_calibration(file) if folder and file.is_file() else None
 
 
 def pointing(scores: Sequence[Tensor], inside: Sequence[Tensor]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import projections
@@ -19,7 +20,7 @@ INSTEAD = "prune before the language model of this family."
 
 def check_layers(model: Any, decoder: Any, first: int) -> None:
     """Raise `UnsupportedModelError` if something counts on all columns behind the first drop, in front of layer
-    `first`."""
+    `first`, or keeps them in another form: DeepStack, shared keys, recurrent states beside attention, indexers."""
     vision = getattr(model.config, "vision_config", None)
     deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
     if first < deep:
@@ -31,6 +32,13 @@ def check_layers(model: Any, decoder: Any, first: int) -> None:
         raise UnsupportedModelError(
             f"the last layers of {type(decoder).__name__} read keys and values of earlier ones, which hold more tokens "
             "after a drop: prune before the language model."
+        )
+    caches = {type(layer) for layer in DynamicCache(config=decoder.config).layers}
+    if other := caches - {DynamicLayer, DynamicSlidingWindowLayer}:
+        names = ", ".join(sorted(kind.__name__ for kind in other))
+        raise UnsupportedModelError(
+            f"layers of {type(decoder).__name__} keep more of a prompt than keys and values ({names}), which would "
+            "hold what is dropped: prune before the language model."
         )
 
 

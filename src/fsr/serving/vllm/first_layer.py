@@ -26,7 +26,8 @@ class EngineFirstLayer:
     language: vLLM's language model; tokenizer: of the checkpoint; weights: one per query head, or None for equal ones.
 
     Raises:
-        RelevanceError: the first layer has no softmax attention with a projection of that kind.
+        RelevanceError: the first layer has no softmax attention with a projection of that kind, or another number of
+            heads than weights.
     """
 
     language: Any
@@ -46,6 +47,9 @@ class EngineFirstLayer:
                 f"{type(first).__name__} is no layer whose queries and keys are known here: give relevance='none' or "
                 "'embedding'."
             )
+        attention: Any = parts["self_attn"]
+        if self.weights is not None:  # here, where it ends the start of the engine and not a request
+            weighted_heads(torch.zeros(attention.q_size // attention.head_dim, 1), self.weights)
 
     def __call__(self, patches: Tensor, question: str) -> Tensor:
         """Projected features [N, D] -> float32 [N]."""

@@ -39,7 +39,8 @@ class PrunedProcessing:
 
     def __init__(self, info: Any, dummy_inputs: Any) -> None:
         super().__init__(info, dummy_inputs)  # type: ignore[call-arg]
-        self.settings = EngineSettings.of(info.ctx.model_config.hf_config, self.adapter_class.paired_text_tower)
+        model = info.ctx.model_config
+        self.settings = EngineSettings.of(model.hf_config, self.adapter_class.paired_text_tower, str(model.model))
 
         if given := info.ctx.get_mm_config().mm_processor_kwargs:
             refuse_near_misses(given)
@@ -95,7 +96,9 @@ class PrunedProcessing:
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         told = {"picture": request.picture, "keep": request.keep, "question": request.question or ""}
         return MultiModalHasher.hash_kwargs(
-            algorithm, method=f"{self.settings.method} {self.settings.relevance}", **told
+            algorithm,
+            method=f"{self.settings.method} {self.settings.relevance} {self.settings.calibration or ''}".rstrip(),
+            **told,
         )
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Mapping[str, list[bool]]) -> Any:

@@ -32,6 +32,7 @@ from fsr.serving.vllm.arguments import (
     named_method,
     refuse_near_misses,
 )
+from fsr.signals.calibration import RelevanceCalibration, calibration_beside, load_calibration
 
 __all__ = ["EngineSettings", "Request"]
 
@@ -69,25 +70,27 @@ class EngineSettings:
     """The method and where relevance comes from, for the whole engine.
 
     method: what chooses; requests bring their own budget. keep: the budget of requests that ask for none, 0 for off,
-    or by the pictures' age. relevance: "auto", "none", "first-layer", "embedding", or a folder with a
-    `text_tower/`. question_for: "all" pictures are chosen with the question, or the "newest" of a prompt only.
+    or by the pictures' age. relevance: "auto" (the paired text tower), "none", "first-layer", "embedding", or a folder
+    with a `text_tower/`; calibration: how to read the last but one or two, where `fsr calibrate` measured it.
+    question_for: "all" pictures are chosen with the question, or the "newest" of a prompt only.
     """
 
     method: Method
     keep: int | float | ByAge
     relevance: str = "auto"
     question_for: str = "all"
+    calibration: RelevanceCalibration | None = None
 
     @staticmethod
-    def of(config: Any, paired_text_tower: bool) -> EngineSettings:
+    def of(config: Any, paired_text_tower: bool, folder: str = "") -> EngineSettings:
         """From the `fsr` entry of a model's config.
 
-        paired_text_tower: whether a public text tower pairs with this family; without one "auto" means "none", as for
-        `prune`.
+        paired_text_tower: whether a public text tower pairs with this family; without one "auto" means the calibration
+        in the model's `folder`, or "none", as for `prune`.
 
         Raises:
             UsageError: no such entry, unknown keys or options, or a method that cannot run inside the engine.
-            BudgetError: a budget out of range.
+            BudgetError: a budget out of range. RelevanceError: a file that `fsr calibrate` did not write.
         """
         given = getattr(config, "fsr", None)
         if not isinstance(given, Mapping):
@@ -113,9 +116,14 @@ class EngineSettings:
         if method.per != "image":
             raise UsageError(f"per={method.per!r} depends on the picture's tiles: inside vLLM give keep per picture.")
         relevance = str(given.get("relevance", "auto"))
+        calibration = None
         if relevance.endswith(".json"):
-            raise UsageError("fsr: files of `fsr calibrate` are not read inside vLLM: give relevance='first-layer'.")
-        if relevance == "auto":
+            calibration = load_calibration(relevance)
+        elif relevance == "auto" and method.own_relevance is None and not paired_text_tower:
+            calibration = calibration_beside(folder)
+        if calibration is not None:
+            relevance = calibration.relevance
+        elif relevance == "auto":
             relevance = method.own_relevance or ("auto" if paired_text_tower else "none")
         if relevance == "none" and "relevance" in method.signals():
             if not hasattr(method, "relevance"):
@@ -124,7 +132,7 @@ class EngineSettings:
                 )
             method = replace(method, relevance="none")  # type: ignore[call-arg]
         question_for = _question_for(given.get("question_for", "all"), method)
-        return EngineSettings(method, keep, relevance, question_for)
+        return EngineSettings(method, keep, relevance, question_for, calibration)
 
     @property
     def reads_question(self) -> bool:

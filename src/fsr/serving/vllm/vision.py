@@ -61,8 +61,8 @@ class PrunedVision:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         _refuse_what_skips_hooks(vllm_config)
-        self.fsr_settings = EngineSettings.of(vllm_config.model_config.hf_config, self.adapter_class.paired_text_tower)
-        self._fsr_config = vllm_config.model_config
+        self._fsr_config = model = vllm_config.model_config
+        self.fsr_settings = EngineSettings.of(model.hf_config, self.adapter_class.paired_text_tower, str(model.model))
         self._fsr_scorer: RelevanceScorer | None = None
         self._fsr_tensor_parallel = vllm_config.parallel_config.tensor_parallel_size
         self._fsr_tower_budget = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
@@ -228,10 +228,11 @@ class PrunedVision:
             from vllm.tokenizers import cached_tokenizer_from_config
 
             language: Any = self.language_model  # type: ignore[attr-defined]
-            tokenizer = cached_tokenizer_from_config(self._fsr_config)
+            tokenizer, found = cached_tokenizer_from_config(self._fsr_config), settings.calibration
             if settings.relevance == "first-layer":
-                return EngineFirstLayer(language, tokenizer)
-            return EmbeddingRelevance(language.model.embed_tokens, tokenizer)
+                return EngineFirstLayer(language, tokenizer, None if found is None else found.weights)
+            words = EmbeddingRelevance(language.model.embed_tokens, tokenizer)
+            return words if found is None else replace(words, sign=found.embedding_sign, words=found.embedding_words)
         folder = self._fsr_config.model if settings.relevance == "auto" else settings.relevance
         scorer = paired_tower(str(folder), self.fsr_view().model.vision_tower, self.adapter_class.name)
         if scorer.layer not in self.hidden_layers():
