@@ -160,34 +160,16 @@ def test_evidence_is_shared_among_look_alikes():
     spike, lonely = torch.zeros(1, 10), torch.zeros(1, 10)
     spike[0, 2], lonely[0, 7] = 1, 1
     cosines = like @ like.mT
-    (one, other), things = shared(cosines, spike, lonely)
+    one, other = shared(cosines, spike, lonely)
     torch.testing.assert_close(one[0, :5], torch.full((5,), 0.2), atol=1e-3, rtol=0)
     assert float(other[0, 7]) > 0.99
     assert float(agreement(spike, one)) < 0.2 < 0.9 < float(agreement(lonely, other))
     assert float(agreement(torch.ones(1, 10), torch.ones(1, 10))) == 1
-    assert float(things) == pytest.approx(6, abs=0.01)
 
 
-def test_different_things_are_counted():
-    """Equal tokens are one thing, a token without a direction is one at most, and blocks of rows change nothing."""
-    same, none = torch.ones(1, 7, 7), torch.zeros(1, 3, 3)
-    assert float(shared(same).things) == pytest.approx(1) and float(shared(none).things) == pytest.approx(3)
-    units = torch.nn.functional.normalize(torch.randn(2, 1200, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
-    units[0, 1199] = units[0, 5]  # equal tokens in different blocks
-    cosines, score = units @ units.mT, torch.rand(2, 1200)
-    weight = ((cosines.double() - 1) / 0.1).exp()
-    (mean,), things = shared(cosines, score)
-    torch.testing.assert_close(
-        mean.double(), (weight @ score.double()[..., None])[..., 0] / weight.sum(-1), rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(things.double(), (1 / weight.sum(-1)).sum(-1), rtol=1e-4, atol=0)
-    assert torch.equal(shared(cosines[1:], score[1:]).means[0][0], mean[1])
-
-
-def test_lift_rises_with_the_budget_per_thing():
-    things = torch.tensor([16.0, 32.0, 1.0])
-    torch.testing.assert_close(lift(8, things, 0.5), torch.tensor([0.5, 0.2, 64 / 64.25]))
-    assert lift(8, things, 0.0).tolist() == [0, 0, 0]
+def test_lift_rises_with_the_share():
+    assert lift(8, 160, 0.05) == pytest.approx(0.5) and lift(1, 160, 0.05) < 0.02 and lift(80, 160, 0.05) > 0.98
+    assert lift(80, 160, 0.0) == 0
 
 
 def test_unknown_levels():

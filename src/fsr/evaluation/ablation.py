@@ -53,7 +53,7 @@ VARIANTS: list[Variant] = [
         (("focus_by", "distinct"), ("alpha", 3.0), ("beta", 0.5), ("max_focus", 0.75)),
     ),
     *_sweep("agree", "agree", (0.0, 0.25, 0.5, 0.75, 1.0)),
-    *_sweep("lift", "lift", (0.0, 0.25, 0.5, 1.0, 2.0)),
+    *_sweep("lift", "lift", (0.0, 0.03, 0.05, 0.07, 0.14)),
     # Focus may take half of the budget; beta is 1 in the paper.
     Variant("focus_by", "prefix, capped", (("focus_by", "prefix"), ("max_focus", 0.5))),
     Variant("focus_by", "prefix, top_k", (("focus_by", "prefix"), ("focus_mass", "top_k"))),

@@ -14,7 +14,7 @@ from fsr.errors import UsageError
 from fsr.kernels import cosines_of, directions
 from fsr.methods.base import Method, Picks, Signal, register
 from fsr.methods.options import EXPONENT, SHARE, Within
-from fsr.stages.evidence import robust_priority
+from fsr.stages.evidence import lift, robust_priority
 from fsr.stages.focus import FocusBy, FocusMass, distinct_focus, focus, priority, volume_focus
 from fsr.stages.normalise import Normalisation, normalise
 from fsr.stages.refine import refine
@@ -32,10 +32,9 @@ class FSR(Method):
 
     1. Focus. s_i is saliency (Eq. 1), r_i relevance to the question (Eq. 2), both normalised to [0, 1] per image, and
        made robust: half of a token's score is the mean over the tokens that look like it. Priority phi_i is
-       (f + (1 - f) r_i^alpha) * (1 - T (1 - s_i))^beta. The floor f = y^2 / (y^2 + lift^2) rises with y = K / M, the
-       tokens kept per different thing, M = sum_i 1 / (tokens that look like v_i); T is how much of saliency's variance
-       look-alikes have in common. Focus F takes argmax over i of phi_i^2 * (what of the direction of v_i the chosen
-       tokens do not span), for max_focus of the budget.
+       (f + (1 - f) r_i^alpha) * (1 - T (1 - s_i))^beta. The floor f = x^2 / (x^2 + lift^2) rises with the share that
+       is kept, x = K / N; T is how much of saliency's variance look-alikes have in common. Focus F takes argmax over
+       i of phi_i^2 * (what of the direction of v_i the chosen tokens do not span), for max_focus of the budget.
        (focus_by='distinct': phi_i = r_i^alpha * s_i^beta (Eq. 3), argmax of phi_i * min over chosen j of
        (1 - cos(v_i, v_j)), until what is left of that is at most the share 1 - rho of sum(phi). focus_by='prefix', the
        paper's Eq. 4: the shortest prefix by falling phi that holds the share rho.)
@@ -59,8 +58,7 @@ class FSR(Method):
             max_focus, agree and lift were chosen on the validation split of the embedded benchmark over signals of many
             qualities (`fsr compare --plane`, docs/method.md); `PaperFSR` ('fsr-paper') has the paper's.
         agree: with 'volume', the share of a signal that comes from tokens of like features, in [0, 1].
-        lift: with 'volume', the tokens kept per different thing, K / M, at which phi is half floor, >= 0; 0 trusts the
-            signals at any budget.
+        lift: with 'volume', the share K / N at which phi is half floor, >= 0; 0 trusts the signals at any budget.
         focus_mass: the mass that a prefix counts rho of: 'all' tokens (the paper) or the 'top_k' by priority.
         max_focus: largest share of the budget that Focus may take, in [0, 1] (1 in the paper); with 'volume' the share
             that it takes, rounded up.
@@ -87,7 +85,7 @@ class FSR(Method):
     focus_mass: FocusMass = "all"
     max_focus: Annotated[float, SHARE] = 0.9
     agree: Annotated[float, SHARE] = 0.5
-    lift: Annotated[float, Within(0, 1e6)] = 0.5
+    lift: Annotated[float, Within(0, 1e6)] = 0.05
     relevance: Literal["auto", "none"] = "auto"
     normalise: Normalisation = "minmax"
     distance: Literal["projected", "encoder"] = "projected"
@@ -136,7 +134,8 @@ class FSR(Method):
         units = directions(self.need(tokens, "encoder") if "encoder" in signals else tokens.features)
         if self.focus_by == "volume":
             similarity = cosines_of(units)
-            phi = robust_priority(s, r, similarity, k, self.alpha, self.beta, self.agree, self.lift)
+            floor = lift(k, tokens.count, self.lift)
+            phi = robust_priority(s, r, similarity, self.alpha, self.beta, self.agree, floor)
             chosen = volume_focus(phi, similarity, k, self.max_focus)
             return phi, chosen.wanted, units, scan(units, chosen, raw)
         phi = priority(s, r, self.alpha, self.beta)
