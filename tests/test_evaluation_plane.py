@@ -167,6 +167,20 @@ def test_evidence_is_shared_among_look_alikes():
     assert float(agreement(torch.ones(1, 10), torch.ones(1, 10))) == 1
 
 
+def test_evidence_in_blocks_of_rows():
+    """More tokens than one block holds: the means are those of the formula, equal tokens have equal ones, and nothing
+    depends on the batch."""
+    units = torch.nn.functional.normalize(torch.randn(2, 900, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    units[0, 899] = units[0, 5]
+    cosines, score = units @ units.mT, torch.rand(2, 900)
+    weight = (cosines.double() / 0.1).softmax(-1)
+    (mean,) = shared(cosines, score)
+    torch.testing.assert_close(mean.double(), (weight * score.double()[:, None]).sum(-1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(shared(cosines[1:], score[1:])[0][0], mean[1])
+    same = torch.ones(1, 700, 700)
+    assert len(shared(same, score[:1, :700])[0].unique()) == 1
+
+
 def test_lift_rises_with_the_share():
     assert lift(8, 160, 0.05) == pytest.approx(0.5) and lift(1, 160, 0.05) < 0.02 and lift(80, 160, 0.05) > 0.98
     assert lift(80, 160, 0.0) == 0
