@@ -13,7 +13,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# torchvision (with num2words) and Triton are for one test each and out of sight of the others: where they are importable,
+# torchvision (with num2words and timm) and Triton are for one test each and out of sight of the others: where they are importable,
 # other image processors run, and torch compiles with it.
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,docs,demo]'
@@ -21,6 +21,8 @@ $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/triton-only triton==3.7.1
 	$(BIN)/python -m pip install -q --disable-pip-version-check --target $(VENV)/torchvision-only num2words==0.5.14 \
 	  || echo "num2words could not be installed: the test of SmolVLM's own processor will be skipped"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision-only timm==1.0.31 \
+	  || echo "timm could not be installed: the tests of towers that come from it (Gemma 3n) will be skipped"
 	touch $@
 
 demo: $(VENV)/.base

@@ -10,17 +10,22 @@ that refuses it. `--write` puts the table of this Transformers release into docs
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+TIMM = Path(sys.prefix) / "torchvision-only"  # what towers of three classes come from, see the Makefile
+if __name__ == "__main__" and (TIMM / "timm").is_dir():
+    sys.path += [str(TIMM), str(ROOT / "tests" / "shims")]
+    import torchvision_schemas  # noqa: F401  (before anything that imports torchvision)
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 import class_twins  # noqa: E402
 import families  # noqa: E402
@@ -30,10 +35,12 @@ from fsr.methods import get  # noqa: E402
 
 PAGE = ROOT / "docs" / "classes.md"
 KEEP = 3
+TOLERANCE = 2e-5
 MODES: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
 # Classes whose twins the tests have, with hand-made prompts: model type -> family of tests/families.py.
 TESTED = {
-    "gemma3": "gemma3", "gemma4": "gemma4", "glm46v": "glm46v", "glm4v": "glm4v", "glm4v_moe": "glm4v-moe",
+    "gemma3": "gemma3", "gemma3n": "gemma3n", "gemma4": "gemma4",
+    "glm46v": "glm46v", "glm4v": "glm4v", "glm4v_moe": "glm4v-moe",
     "glmga": "glm46v", "idefics3": "idefics3", "internvl": "internvl", "llava": "llava", "llava_next": "llava-next",
     "llava_next_video": "llava-next-video", "llava_onevision": "llava-onevision", "mistral3": "mistral3",
     "paligemma": "paligemma", "qwen2_5_omni_thinker": "qwen2.5-omni", "qwen2_5_vl": "qwen2.5-vl",
@@ -95,10 +102,19 @@ def look(model_type: str) -> Row:
                 return Row(model_type, "wrong", f"{adapter.name}: all tokens kept, {mode} differs")
         few = FSR(keep=KEEP, relevance="none") if "saliency" in signals else get("divprune", keep=KEEP)
         with prune(model, few) as pruned:
-            _run(model, inputs, {})
+            runs = [_run(model, inputs, MODES[m])[1][:, 0] for m in ("greedy", "no cache") if m in expected]
+        unpruned = [expected[m][1][:, 0] for m in ("greedy", "no cache") if m in expected]
+        same = bool(torch.allclose(unpruned[0], unpruned[-1], atol=1e-4))  # not so for some recurrent layers
+        if same and not torch.allclose(runs[0], runs[-1], atol=1e-4):
+            return Row(model_type, "wrong", f"{adapter.name}: a step with a KV cache differs from one without")
         kept = [s.kept for s in pruned.last.selections]
+        if max(s.total for s in pruned.last.selections) <= KEEP:
+            return Row(model_type, "no twin", "the pictures of the twin are too small to be pruned")
+        if model_type not in TESTED and (gap := dropped_columns(model, adapter, inputs, few)) > TOLERANCE:
+            return Row(model_type, "wrong", f"{adapter.name}: {gap:.1e} from dropped columns")
         if kept != [min(KEEP, s.total) for s in pruned.last.selections] or pruned.last.tokens_after != sum(kept):
             return Row(model_type, "wrong", f"{adapter.name}: kept {kept}")
+        clips = "" if model_type in TESTED else look_at_clips(model, adapter, inputs, whole, few)
     except UnsupportedModelError as error:
         left = set(model.__dict__) == before
         return Row(model_type, "refused" if left else "wrong", _line(error))
@@ -106,7 +122,68 @@ def look(model_type: str) -> Row:
         return Row(model_type, "wrong", f"{adapter.name}: {type(error).__name__}: {_line(error)}")
     if set(model.__dict__) != before or model.training != training:
         return Row(model_type, "wrong", f"{adapter.name}: the model is not as it was")
-    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}")
+    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}{clips}")
+
+
+def look_at_clips(model: Any, adapter: Any, inputs: dict[str, Any], whole: Any, few: Any) -> str:
+    """ "; clips" where a clip works, nothing where the class itself fails on it or its adapter refuses.
+
+    Raises:
+        ValueError: a clip is pruned wrongly.
+    """
+    try:
+        clip = class_twins.clip_for(model, adapter, inputs)
+        expected = None if clip is None else _run(model, clip, {})
+    except Exception:
+        return ""
+    if clip is None or expected is None:
+        return ""
+    try:
+        with prune(model, whole):
+            same = all(torch.equal(a, b) for a, b in zip(_run(model, clip, {}), expected))
+        with prune(model, few) as pruned:
+            _run(model, clip, {})
+    except UnsupportedModelError:
+        return ""
+    if not same or [s.kept for s in pruned.last.selections] != [KEEP]:
+        raise ValueError("a clip is pruned wrongly")
+    return "; clips"
+
+
+@torch.no_grad()
+def dropped_columns(model: Any, adapter: Any, inputs: dict[str, Any], method: Any) -> float:
+    """How far logits of a pruned prompt are from those of the language model on hand-made columns: all features merged
+    at full length, the columns that are not kept left out. Largest difference as a share of the largest logit.
+
+    Where that differs (features enter in more places, or are added to the embeddings) those columns are hidden by a
+    mask instead, at full length.
+    """
+    original = prepare(model, method, inputs, call="forward", positions="original")
+    got = model(**original).logits[0, -1]
+    columns = original.report.columns[0]
+    encoded = adapter.encode(inputs, method.signals())[0]
+    gaps = []
+    if getattr(encoded.output, "deepstack_features", None) is None:
+        ids = inputs["input_ids"]
+        embeds = model.get_input_embeddings()(ids)
+        where = ids == adapter.placeholder_ids()["image"]
+        embeds[where] = torch.cat([unit.features for unit in encoded.units]).to(embeds)
+        known = set(inspect.signature(type(model).forward).parameters)
+        given = {
+            n: v[:, columns]
+            for n, v in inputs.items()
+            if n in known and n != "input_ids" and isinstance(v, torch.Tensor) and v.shape == ids.shape
+        }
+        given["position_ids"] = original["position_ids"]
+        expected = model(inputs_embeds=embeds[:, columns], **given).logits[0, -1]
+        gaps.append(float((got - expected).abs().max() / expected.abs().max()))
+    if not gaps or gaps[0] > TOLERANCE:
+        whole = prepare(model, get("divprune", keep=9999), inputs, call="forward", positions="original")
+        hidden = torch.zeros_like(inputs["attention_mask"])
+        hidden[:, columns] = 1
+        expected = model(**{**whole, "attention_mask": hidden}).logits[0, -1]
+        gaps.append(float((got - expected).abs().max() / expected.abs().max()))
+    return min(gaps)
 
 
 def _run(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """A tiny twin of any image-text-to-text class of Transformers, made from the defaults of its own config, and a prompt
 with two pictures for it.
 
-Sizes are told by the names of their fields (`SIZES`); what a class needs besides is in `BESIDES`, one line each.
+Sizes are told by the names of their fields; what a class needs besides is in `BESIDES` (both in class_sizes.py).
 """
 
 from __future__ import annotations
@@ -15,77 +15,9 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
 
-__all__ = ["NAMES", "PICTURE", "inputs_for", "takes_features", "twin"]
+from class_sizes import BESIDES, CLIP, CLOSE, MERGE, OPEN, PAD, PATCH, PICTURE, SIDE, SIZES, VOCAB
 
-VOCAB, PAD, PICTURE, CLIP, OPEN, CLOSE = 128, 0, 100, 101, 102, 103
-SIDE, PATCH, MERGE = 32, 8, 2
-SIZES = [  # the first pattern that a field's whole name matches
-    (r".*vocab_size(_per_layer_input)?", VOCAB),
-    (r"num_hidden_layers|depth|num_layers|n_layers?|(en|de)coder_layers|num_encoder_layers|num_hidden_layers_\w+", 2),
-    (r"(encoder_|decoder_|vision_)?(num_attention_heads|num_heads|n_heads?|attention_heads)", 4),
-    (r"num_(global_)?(key_value|kv)_heads|linear_num_key_heads", 2),
-    (r"linear_num_value_heads", 4),
-    (r"(\w+_)?head_dim|qk_\w+_dim|v_head_dim", 8),
-    (r"\w*lora_rank", 16),
-    (r"hidden_size_per_layer_input", 8),
-    (r"\w*(intermediate_size|ffn_dim|mlp_dim|inner_dim|ffn_hidden_size|intermediate_dim)", 64),
-    (r"(\w+_)?(hidden_size|d_model|embed_dim|dim|width|hidden_dim|output_dim|out_dim|proj_dims|embedding_dim)", 32),
-    (r"\w*image_size|img_size", SIDE),
-    (r"\w*patch_size(?<!temporal_patch_size)", PATCH),
-    (r"num_(local_)?experts|n_routed_experts|moe_num_experts", 4),
-    (r"num_experts_per_tok|top_k_experts|moe_k|moe_topk|moe_top_k", 2),
-    (r"n_group|topk_group", 1),
-    (r"num_position_embeddings|position_embedding_size", 64),
-    (r"max_position_embeddings", 512),
-    (r"sliding_window", 64),
-    (r"fullatt_block_indexes", [1]),
-    (r"image_token_(id|index)|im(age|g)_patch_id|image_patch_token_id", PICTURE),
-    (r"video_token_(id|index)", CLIP),
-    (r"(vision|image)_start_token_id|boi_token_(id|index)", OPEN),
-    (r"(vision|image)_end_token_id|eoi_token_(id|index)", CLOSE),
-    (r"audio_token_(id|index)", 104),
-    (r"pad_token_id", PAD),
-    (r"bos_token_id", 1),
-    (r"eos_token_id", None),
-]
-# Fields that the rules above get wrong for a class, by the dotted path of the config that holds them.
-MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-HALF = {**MROPE, "partial_rotary_factor": 1.0}
-BESIDES: dict[str, dict[str, Any]] = {
-    "aria": {"projector_patch_to_query_dict": {16: 4}},
-    "glm_ocr": {"text_config.rope_parameters": HALF},
-    "glm5_next": {"text_config.num_key_value_heads": 4, "text_config.qk_rope_head_dim": 0},
-    "paddleocr_vl": {"text_config.rope_parameters": MROPE},
-    "step3p7": {"text_config.sliding_window": 64},
-    "vipllava": {"vision_feature_layers": [-2, -1]},
-    "cohere_compass": {
-        "text_config.layer_types": ["full_attention", "sliding_attention"],
-        "text_config.rope_parameters": {"full_attention": MROPE, "sliding_attention": MROPE},
-    },
-    "llama4": {"vision_config.intermediate_size": 128},
-    "molmo2": {"adapter_config.vision_feature_layer": [-1, -2], "vit_config.image_size": [32, 32]},
-    "dots3_note": {"text_config.num_key_value_heads": 4, "audio_config.adapter_input_size": 32},
-    "hunyuan_vl": {"text_config.rope_parameters": {**MROPE, "mrope_section": [1, 1, 1, 1]}, "text_config.head_dim": 8},
-    "gemma4_unified": {
-        "vision_config": dict(
-            patch_size=8, pooling_kernel_size=1, mm_embed_dim=32, mm_posemb_size=64, output_proj_dims=32
-        ),
-        "audio_config": None,
-    },
-    "qwen4_exp": {
-        "text_config.rope_parameters": MROPE,
-        "text_config.indexer_n_heads": 4,
-        "text_config.indexer_kv_heads": 2,
-        "text_config.indexer_head_dim": 8,
-        "text_config.indexer_budget": 64,
-        "text_config.indexer_compress_ratio": 4,
-    },
-    "muse_glimmer": {"out_hidden_size": 128},
-    "muse_spark": {"out_hidden_size": 128},
-    "ernie4_5_vl_moe": {"text_config.moe_intermediate_size": [64, 64], "text_config.rope_parameters": MROPE},
-    "emu3": {"vocabulary_map": {"<image>": PICTURE}},
-    "chameleon": {"vocabulary_map": {"<image>": PICTURE}},
-}
+__all__ = ["NAMES", "PICTURE", "clip_for", "inputs_for", "takes_features", "twin"]
 
 
 def takes_features(cls: Any) -> bool:
@@ -162,7 +94,8 @@ def inputs_for(model: Any, base: Any) -> dict[str, Any]:
             with torch.no_grad():
                 output = base.get_image_features(**form, return_dict=True)
             pooled = getattr(output, "pooler_output", None)
-            pooled = output.last_hidden_state if pooled is None else pooled
+            pooled = getattr(output, "last_hidden_state", None) if pooled is None else pooled
+            pooled = output.deepstack_features[0][1] if pooled is None else pooled
             counts = [e.numel() // e.shape[-1] for e in pooled]
             break
         except Exception as error:  # the next form
@@ -181,6 +114,31 @@ def inputs_for(model: Any, base: Any) -> dict[str, Any]:
     return given
 
 
+def clip_for(model: Any, adapter: Any, picture: dict[str, Any]) -> dict[str, Any] | None:
+    """A clip of two steps of 4 x 4 patches, each in a run of its own; None where the class takes none of this kind.
+
+    picture: what `inputs_for` made, for the width of a patch.
+    """
+    token = adapter.placeholder_ids().get("video")
+    if token is None or "video_grid_thw" not in adapter.feature_arguments("video"):
+        return None
+    noise = torch.Generator().manual_seed(8)
+    form = {
+        "pixel_values_videos": torch.randn((32, *picture["pixel_values"].shape[1:]), generator=noise),
+        "video_grid_thw": torch.tensor([[2, 4, 4]]),
+    }
+    if "video_merge_sizes" in adapter.feature_arguments("video"):
+        form["video_merge_sizes"] = torch.tensor([MERGE])
+    with torch.no_grad():
+        pooled = adapter.base.get_video_features(**form, return_dict=True).pooler_output
+    half = sum(e.numel() // e.shape[-1] for e in pooled) // 2
+    ids = torch.tensor([[1, 5, *[OPEN, *[token] * half, CLOSE, 9] * 2, 30, 31]])
+    given = {**form, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inspect.signature(type(model).forward).parameters:
+        given["mm_token_type_ids"] = 2 * (ids == token).long()
+    return given
+
+
 def _forms(base: Any, names: set[str]) -> Any:
     noise = torch.Generator().manual_seed(7)
     draw = lambda *shape: torch.randn(shape, generator=noise)
@@ -195,19 +153,32 @@ def _forms(base: Any, names: set[str]) -> Any:
         extra = {"image_merge_sizes": torch.tensor([MERGE, MERGE])} if "image_merge_sizes" in names else {}
         for width in dict.fromkeys(channels * n * patch**2 for n in (times, 1, 2)):
             yield {"pixel_values": draw(40, width), "image_grid_thw": grid, **extra}
+        side = MERGE * patch
         for shape in (
+            (40, side, side, channels),
             (40, channels, patch, patch),
             (40, channels, times, patch, patch),
             (40, times, patch, patch, channels),
         ):
             yield {"pixel_values": draw(*shape), "image_grid_thw": grid, **extra}
         return
+    if "image_grid_hw" in names:
+        yield {"pixel_values": draw(40, 3 * patch**2), "image_grid_hw": torch.tensor([[4, 6], [4, 4]])}
+        return
+    if "image_token_pooling" in names:
+        blocks = torch.arange(32).view(2, 2, 2, 2, 2).transpose(2, 3).reshape(8, 4)
+        yield {
+            "pixel_values": draw(2, 16, 3 * patch**2),
+            "image_token_pooling": blocks,
+            "image_grids": torch.tensor([[2, 2, 0, 0]] * 2),
+        }
+        return
     if "image_position_ids" in names:
         at = torch.stack([torch.arange(4).repeat(4), torch.arange(4).repeat_interleave(4)], -1).expand(2, -1, -1)
         for width in dict.fromkeys((3 * patch**2, 3 * (patch * getattr(config, "pooling_kernel_size", 1)) ** 2)):
             yield {"pixel_values": draw(2, 16, width).sigmoid(), "image_position_ids": at}
         return
-    side = getattr(config, "image_size", SIDE)
+    side = getattr(getattr(config, "sam_config", config), "image_size", SIDE)
     side = side if isinstance(side, int) else side[0]
     sizes = {"image_sizes": torch.tensor([[side, side]] * 2)} if "image_sizes" in names else {}
     plain = draw(2, 3, side, side)
@@ -222,9 +193,15 @@ def _forms(base: Any, names: set[str]) -> Any:
         wide = getattr(high, "image_size", None) or 64
         yield {"pixel_values": plain, "high_res_pixel_values": draw(2, 3, wide, wide)}
     if "target_sizes" in names:
-        yield {"pixel_values": draw(1, 3, patch, 2 * 16 * patch), "target_sizes": torch.tensor([[4, 4], [4, 4]])}
+        yield {"pixel_values": draw(1, 3, patch, 2 * 64 * patch), "target_sizes": torch.tensor([[8, 8], [8, 8]])}
+    if "pixel_attention_mask" in names:
+        yield {"pixel_values": plain[:, None], "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool)}
     if "pixel_values_images" in names:
         yield {"pixel_values_images": plain}
+    if getattr(config, "temporal_patch_size", None):  # one patch of a clip or picture after another
+        yield {"pixel_values": draw(8, times, patch, patch, channels)}
     yield {"pixel_values": plain, **sizes}
     yield {"pixel_values": plain[:, None], **sizes}  # tiles of each picture
     yield {"pixel_values": plain[None], **sizes}  # pictures of each row
+    yield {"pixel_values": draw(2, 2, 3, side, side), **sizes}  # the whole view and one tile
+    yield {"pixel_values": draw(2, 16, 3 * patch**2)}  # patches of each picture

@@ -45,8 +45,8 @@ How to read it:
   touches.
 * **scores paired with tokens**: a changed patch shows in the feature and in the score of the same token.
 * **fsr ask**: on a saved tiny checkpoint with the family's own processor. Transformers' processors of the Qwen-VL
-  families, LLaVA-NeXT-Video, LLaVA-OneVision, InternVL, SmolVLM and Gemma3 need torchvision, SmolVLM's num2words as
-  well (without it its cell shows no yes).
+  families, LLaVA-NeXT-Video, LLaVA-OneVision, InternVL, SmolVLM and Gemma3 need torchvision, SmolVLM's num2words and
+  Gemma 3n's tower timm as well (without them their cells show no yes).
 * LLaVA-Video is not in the adapter matrix row by row, because its unpruned form is no Transformers class: it is
   compared with its published packing instead. `fsr.adapters.llava_video` says how to give it frames,
   `fsr.adapters.llava_video_convert` converts the published checkpoint.
@@ -66,12 +66,22 @@ over the picture and per tile.
 Mistral 3 and Pixtral end every row of a picture with a text token. These stay: a picture of 30 rows keeps 30 tokens
 beside its budget.
 
-Methods inside the language model refuse Qwen3.5 and 3.6 (three of four layers are recurrent), Gemma 3 and 4 (sliding
-windows, shared keys and values), and drop behind the layers that take DeepStack features (Qwen3-VL, Qwen3-Omni).
+Gemma 3n has a convolutional tower: there is no saliency, so `fsr` is refused in one line. `divprune` and others that
+read features work, `cdpruner` with `relevance="first-layer"` follows the question; its column shows `divprune`. Outside
+the row of `fsr ask`, whose tower is one of timm, its tests have a convolution in place of MobileNet.
+
+Llama 4 takes features in front of its last projection; what a method merged is led back through it by least squares.
+Transformers does not repeat its pictures for beams or several sequences: refused in one line, and left out of its rows.
+Transformers 5.24 itself cannot run the family, not even on text (its forward reads a field that its language model
+does not return): refused in one line there; the tests put the field back.
+
+Methods inside the language model refuse Qwen3.5 and 3.6 (three of four layers are recurrent), Gemma 3, 3n and 4
+(sliding windows, shared keys and values) and Llama 4 (its decoder has a frame of its own), and drop behind the layers
+that take DeepStack features (Qwen3-VL, Qwen3-Omni).
 
 GLM in any release, and Qwen3.5 before 5.23, answer beams over several pictures wrongly without pruning; pruned runs
 equal greedy decoding in the first step. GLM fails on clips with beams, pruned or not. Before
-5.23, static caches of Gemma 4 are wrong for short prompts, pruned or not.
+5.23, static caches of Gemma 4 are wrong for short prompts without pruning; pruned calls refuse them.
 
 Before transformers 5.23, Transformers itself mixes up the pictures of a row when it repeats them for beams. Pruned runs
 are right there, or refused where they cannot be.

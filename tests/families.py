@@ -44,8 +44,10 @@ from family_models import (  # noqa: F401  (tests take them from here)
     siglip_vision,
     text,
 )
-from family_models_recent import gemma4, glm, mistral3, omni, pixtral, qwen_recent
+from family_models_recent import gemma3n, gemma4, glm, internvl_recent, llama4, mistral3, omni, pixtral, qwen_recent
+from fsr import FSR
 from fsr.adapters import find
+from fsr.methods import DivPrune, Method
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,13 @@ def _crops(n: int, seed: int) -> dict[str, Any]:
     tiles = [5 if (seed + i) % 2 else 1 for i in range(n)]
     pixels = torch.cat([noise(seed + i, t, 3, SIDE, SIDE) for i, t in enumerate(tiles)])
     return {"pixel_values": pixels, "tiles": tiles}
+
+
+def _tile_marks(n: int) -> list[int]:
+    """Llama 4: `<|tile_x_separator|>`, `<|tile_y_separator|>` behind two crops, `<|image|>` before the whole view."""
+    tokens = [IMAGE] * 4
+    crops = [] if n == 4 else [*tokens, LABELS + 1, *tokens, LABELS + 2]
+    return [OPEN, *crops, LABELS, *tokens, CLOSE]
 
 
 def _crop_marks(n: int) -> list[int]:
@@ -239,12 +248,24 @@ FAMILIES = {
         Family("mistral3", mistral3, _sized, marks=_rows(2)),
         Family("pixtral", pixtral, _sized, marks=_rows(1)),
         Family("internvl", _internvl, _tiles),
+        Family("internvl3.5", internvl_recent, _tiles),
+        Family("llama4", llama4, _tiles, marks=_tile_marks),
+        Family("gemma3n", gemma3n, _plain),
         Family("gemma3", _gemma3, _plain, types="token_type_ids"),
         Family("paligemma", _paligemma, _plain, types="token_type_ids"),
         Family("smolvlm", _tiled("SmolVLM"), _crops, marks=_crop_marks),
         Family("idefics3", _tiled("Idefics3"), _crops, marks=_crop_marks),
     ]
 }
+
+
+# Convolutional towers: no saliency.
+UNSEEN = ("gemma3n",)
+
+
+def method_for(name: str, keep: Any) -> Method:
+    """FSR without relevance; a method that reads features alone where there is no saliency."""
+    return DivPrune(keep=keep) if name in UNSEEN else FSR(keep=keep, relevance="none")
 
 
 @cache

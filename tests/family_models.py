@@ -136,14 +136,21 @@ def _qwen(version: str) -> Callable[[str], Any]:
     return build
 
 
-def _internvl(attention: str) -> Any:
-    from transformers import InternVLConfig, InternVLVisionConfig
+def internvl_vision() -> Any:
+    from transformers import InternVLVisionConfig
 
-    vision = InternVLVisionConfig(
+    return InternVLVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=[SIDE, SIDE],
         patch_size=[PATCH, PATCH], use_qk_norm=True,
     )  # fmt: skip
-    config = InternVLConfig(vision_config=vision, text_config=text(), image_token_id=IMAGE, downsample_ratio=0.5)
+
+
+def _internvl(attention: str) -> Any:
+    from transformers import InternVLConfig
+
+    config = InternVLConfig(
+        vision_config=internvl_vision(), text_config=text(), image_token_id=IMAGE, downsample_ratio=0.5
+    )
     return made("InternVLForConditionalGeneration", config, attention)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
-from family_models import CLOSE, IMAGE, OPEN, PAD, VIDEO, VOCAB, made, text
+import torch
+
+from family_models import CLOSE, IMAGE, OPEN, PAD, PATCH, VIDEO, VOCAB, internvl_vision, made, noise, text
 
 AUDIO = 78
 # Half of the positions of a head, for width, height and time (interleaved).
@@ -155,3 +158,89 @@ def omni(stem: str) -> Callable[[str], Any]:
         return made(f"{stem}ThinkerForConditionalGeneration", config, attention)
 
     return build
+
+
+def internvl_recent(attention: str) -> Any:
+    """InternVL 3.5: a Qwen3 decoder."""
+    from transformers import InternVLConfig, Qwen3Config
+
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    config = InternVLConfig(
+        vision_config=internvl_vision(), text_config=Qwen3Config(**{**DENSE, **rope}), image_token_id=IMAGE,
+        downsample_ratio=0.5,
+    )  # fmt: skip
+    return made("InternVLForConditionalGeneration", config, attention)
+
+
+def llama4(attention: str) -> Any:
+    """Mixture of experts, layers without positions, chunked attention."""
+    import transformers.models.llama4.modeling_llama4 as source
+    from transformers import Llama4Config, Llama4TextConfig, Llama4VisionConfig
+
+    returned = getattr(source, "MoeCausalLMOutputWithPast", None)
+    if returned is not None and not hasattr(returned, "image_outputs"):
+        returned.image_outputs = None  # the class of 5.24 reads this field of its language model and fails without
+    vision = Llama4VisionConfig(
+        hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8,
+        vision_output_dim=32, projector_input_dim=32, projector_output_dim=32,
+    )  # fmt: skip
+    text = Llama4TextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, intermediate_size_mlp=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=1,
+        interleave_moe_layer_step=2, attention_chunk_size=256, max_position_embeddings=512, pad_token_id=PAD,
+        bos_token_id=1, eos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    config = Llama4Config(
+        vision_config=vision, text_config=text, image_token_index=IMAGE, boi_token_index=OPEN, eoi_token_index=CLOSE
+    )
+    model = made("Llama4ForConditionalGeneration", config, attention)
+    tower = model.vision_model
+    tower.positional_embedding_vlm.data.copy_(noise(5, *tower.positional_embedding_vlm.shape) / 5)
+    return model
+
+
+class Map(torch.nn.Module):
+    """In place of the MobileNet of timm: the same container, [B, C, rows, columns]."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.patches = torch.nn.Conv2d(3, config.hidden_size, PATCH, PATCH)
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModelOutput
+
+        return TimmWrapperModelOutput(last_hidden_state=self.patches(pixel_values))
+
+
+def gemma3n_config(**vision: Any) -> Any:
+    """The first ids are words, those from 68 on belong to pictures, the last four to sound."""
+    from transformers import Gemma3nAudioConfig, Gemma3nConfig, Gemma3nTextConfig, Gemma3nVisionConfig
+
+    text = Gemma3nTextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2, vocab_size_per_layer_input=68,
+        hidden_size_per_layer_input=8, altup_num_inputs=2, laurel_rank=8, activation_sparsity_pattern=[0.0] * 4,
+        pad_token_id=PAD, eos_token_id=None, bos_token_id=1,
+    )  # fmt: skip
+    audio = Gemma3nAudioConfig(
+        vocab_size=4, vocab_offset=76, input_feat_size=16, hidden_size=32, conf_num_attention_heads=4,
+        conf_num_hidden_layers=1, sscp_conv_channel_size=(8, 8),
+    )  # fmt: skip
+    return Gemma3nConfig(
+        text_config=text, audio_config=audio,
+        vision_config=Gemma3nVisionConfig(**{"hidden_size": 32, "vocab_size": 8, "vocab_offset": 68, **vision}),
+        image_token_id=IMAGE, boi_token_id=OPEN, eoi_token_id=CLOSE, audio_token_id=77, boa_token_id=78,
+        eoa_token_id=79, vision_soft_tokens_per_image=16,
+    )  # fmt: skip
+
+
+def gemma3n(attention: str) -> Any:
+    """Embeddings per layer, shared keys and values, sliding windows; a tower that needs no timm."""
+    from transformers.models.gemma3n import modeling_gemma3n as source
+
+    stock = source.AutoModel.from_config
+    tower = lambda config: Map(config) if config.model_type == "gemma3n_vision" else stock(config)
+    with mock.patch.object(source.AutoModel, "from_config", tower):
+        return made("Gemma3nForConditionalGeneration", gemma3n_config(), attention)

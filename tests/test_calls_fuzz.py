@@ -178,6 +178,8 @@ def check(s: Situation) -> None:
     CASES[s.family] += 1
     model = model_of(s.family, s.wrapper == "lora")
     method = BEFORE.get(s.method) or INSIDE[s.method]
+    if s.family in families.UNSEEN:
+        method = families.method_for(s.family, method.keep)
     together = run(model, s, method, batch_of(s))
     for row in range(len(s.rows)):
         if not sum(s.rows[row]) and s.call.startswith("prepare"):
@@ -197,7 +199,7 @@ def check_packed(family: str, keep: int, wrapper: str) -> None:
     CASES[family] += 1
     model = model_of(family, wrapper == "lora")
     both, parts = packed(family)
-    method = FSR(keep=keep, relevance="none")
+    method = families.method_for(family, keep)
     with wrapped(model, wrapper) as (mine, given), prune(given, method):
         together = mine(**both, use_cache=False).logits
         alone = [mine(**p, use_cache=False).logits for p in parts]

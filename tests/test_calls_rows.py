@@ -13,6 +13,7 @@ import torch
 import families
 import tiny
 from fsr import FSR, UnsupportedModelError, UsageError, prepare, prune
+from fsr.adapters import find
 from fsr.methods import FastV
 
 METHOD = FSR(keep=3, relevance="none")
@@ -20,10 +21,14 @@ COMPLETIONS = [[20, 21, 22, 23, 24], [25, 26]]
 # Releases before 5.23: Qwen-Omni has no place for encoded pictures there, and PaliGemma reads packed prompts as one.
 OLD = not tiny.CHUNKS_SLICE_PICTURES
 # One of each kind; the fuzzer (test_calls_fuzz.py) draws from all.
-NAMES = [n for n in families.FAMILIES if "moe" not in n and n not in ("glm46v", "pixtral", "idefics3")]
+NAMES = [n for n in families.FAMILIES if "moe" not in n and n not in ("glm46v", "pixtral", "idefics3", "internvl3.5")]
 NAMES = [n for n in NAMES if not (OLD and "omni" in n)]
 # Recurrent layers carry their state over from one packed prompt to the next, with or without pruning.
 PACKABLE = [n for n in NAMES if not n.startswith("qwen3.5") and "omni" not in n and not (OLD and n == "paligemma")]
+
+
+def method_of(name):
+    return families.method_for(name, 3)
 
 
 def with_completions(name, rows, completions=COMPLETIONS):
@@ -68,15 +73,15 @@ def fast(name):
 def test_padding_on_both_sides(name):
     model, rows = families.model_of(name), [(1, 0), (1, 0)]
     batch = with_completions(name, rows)
-    for method in [METHOD] + [m for m in [fast(name), fast(name) and METHOD | fast(name)] if m]:
+    for method in [method_of(name)] + [m for m in [fast(name), fast(name) and method_of(name) | fast(name)] if m]:
         with prune(model, method):
             tail = model(**batch).logits[:, -6:-1]
             for i, (alone, completion) in enumerate(zip(rows_of(name, rows), COMPLETIONS)):
                 n = len(completion)
                 expected = model(**alone).logits[:, -n - 1 : -1]
                 assert close(tail[i : i + 1, :n], expected), (i, method)
-    prepared = prepare(model, METHOD, batch, call="forward")
-    with prune(model, METHOD):
+    prepared = prepare(model, method_of(name), batch, call="forward")
+    with prune(model, method_of(name)):
         assert torch.equal(model(**prepared.inputs).logits, model(**batch).logits)
 
 
@@ -163,15 +168,15 @@ def test_positions_without_a_mask(name, cached):
         given = [axes, torch.cat([torch.arange(length)[None, None], axes])]
     for places in given:
         for options in ({}, {"positions": "original"}, {"positions": "repack"}):
-            with prune(model, METHOD, **options):
+            with prune(model, method_of(name), **options):
                 with_mask = model(**full, position_ids=places, use_cache=cached).logits
                 assert close(model(**bare, position_ids=places, use_cache=cached).logits, with_mask)
-    prepared = prepare(model, METHOD, {**bare, "position_ids": given[-1]}, call="forward")
+    prepared = prepare(model, method_of(name), {**bare, "position_ids": given[-1]}, call="forward")
     assert prepared["attention_mask"].shape == prepared["input_ids"].shape
 
 
 def three_dimensional(name):
-    return hasattr(families.model_of(name).model, "rope_deltas")
+    return hasattr(find(families.model_of(name)).base, "rope_deltas")
 
 
 def families_axes(model, inputs):
@@ -210,15 +215,15 @@ def test_packed_prompts(name):
     """Each of two packed prompts gives what it gives alone; what cannot be right says so."""
     model = families.model_of(name)
     both, parts = packed(name)
-    with prune(model, METHOD) as pruned:
+    with prune(model, method_of(name)) as pruned:
         alone = [model(**p, use_cache=False).logits for p in parts]
         together = model(**both, use_cache=False).logits
         n = alone[0].shape[1]
         assert close(together[:, :n], alone[0]) and close(together[:, n:], alone[1])
         assert len(pruned.last.selections) == 2
-        prepared = prepare(model, METHOD, both, call="forward")
+        prepared = prepare(model, method_of(name), both, call="forward")
         assert "attention_mask" not in prepared
-    with prune(model, METHOD, positions="repack"):
+    with prune(model, method_of(name), positions="repack"):
         together = model(**both, use_cache=False).logits
         alone = [model(**p, use_cache=False).logits for p in parts]
         assert close(together[:, :n], alone[0]) and close(together[:, n:], alone[1])

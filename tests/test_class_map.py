@@ -13,22 +13,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import class_map
 import class_twins
-from fsr import FSR, UnsupportedModelError, prepare
+from fsr import FSR, FSRError, UnsupportedModelError, prepare
 from fsr.adapters import find
+from fsr.adapters.arrangement import Arrangement, arrangement_of
+from fsr.methods import DivPrune
 from fsr.signals.attention import received_attention
 from fsr.signals.tap import record_layers
 
 WORKS = {
     "cohere2_vision": "generic: saliency, keys",
-    "exaone4_5": "generic grid: saliency, keys",
-    "cosmos3_edge": "generic grid, multi-axial: saliency, keys",
+    "exaone4_5": "generic grid: saliency, keys; clips",
+    "cosmos3_edge": "generic grid, multi-axial: saliency, keys; clips",
+    "hunyuan_vl": "generic grid, multi-axial: saliency, keys",
+    "idefics2": "generic: features alone",
+    "chameleon": "generic, without a tower: features alone",
     "gemma4_unified": "generic, without a tower: features alone",
     "got_ocr2": "generic: features alone",
 }
 REFUSED = {
-    "idefics2": "flows into several tokens",
     "ovis2": "visual_indicator_features",
-    "hy_v4_vl": "not one for each m x m",
+    "fuyu": "a pooler_output of type NoneType",
+    "inkling_mm_model": "features come one by one",
     "instructblip": "no adapter for model type",
 }
 HERE = class_twins.NAMES
@@ -86,6 +91,62 @@ def test_boxes_of_generic_grids_follow_the_picture():
     assert unit.geometry.grid == (2, 3) and unit.count == 6
     assert unit.geometry.boxes[0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
     assert unit.geometry.boxes[5].tolist() == pytest.approx([2 / 3, 1 / 2, 1, 1])
+
+
+def test_methods_that_read_a_tower_are_refused_where_tokens_have_no_place():
+    """Idefics 2: each token sees the whole picture. Once refused, the model is not asked again."""
+    model = class_twins.twin("idefics2")
+    adapter = find(model)
+    inputs = class_twins.inputs_for(model, adapter.base)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="flows into several tokens"):
+            prepare(model, FSR(keep=3, relevance="none"), inputs)
+    report = prepare(model, DivPrune(keep=3), inputs).report
+    assert [s.kept for s in report.selections] == [3, 3] and report.selections[0].geometry is None
+
+
+@torch.no_grad()
+def test_line_ends_of_generic_grids_are_structural():
+    """HunYuan-VL: a mark, rows that end with a token of their own, another mark."""
+    if "hunyuan_vl" not in HERE:
+        pytest.skip("not in this release")
+    model = class_twins.twin("hunyuan_vl")
+    adapter = find(model)
+    inputs = class_twins.inputs_for(model, adapter.base)
+    unit = adapter.encode(inputs, frozenset({"saliency"}))[0].units[0]
+    assert unit.structural.nonzero().flatten().tolist() == [0, 4, 8, 9]  # 2 rows of 3
+    assert unit.saliency[~unit.structural].isfinite().all()
+    assert unit.geometry.boxes[1].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    wrong = {**inputs, "image_grid_thw": torch.tensor([[1, 4, 6], [1, 4, 4], [1, 4, 4]])}
+    with pytest.raises(FSRError):
+        prepare(model, FSR(keep=3, relevance="none"), wrong)
+
+
+@torch.no_grad()
+def test_frames_of_clips_in_generic_grids():
+    """Two steps of 4 x 4 patches are two frames of 2 x 2 tokens."""
+    model = class_twins.twin("exaone4_5")
+    adapter = find(model)
+    clip = class_twins.clip_for(model, adapter, class_twins.inputs_for(model, adapter.base))
+    (unit,) = adapter.encode(clip, frozenset({"saliency"}))[0].units
+    assert unit.geometry.frame.tolist() == [0] * 4 + [1] * 4
+    assert unit.geometry.boxes[5].tolist() == pytest.approx([1 / 2, 0, 1, 1 / 2])
+
+
+@pytest.mark.parametrize("raster", [False, True])
+@pytest.mark.parametrize(("before", "line_end", "after"), [(0, 0, 0), (1, 1, 1), (0, 2, 0)])
+def test_arrangements_are_found_and_packed(raster, before, line_end, after):
+    """What `owners` says is found again, and the channels of each token are those of its own patches."""
+    grids, made = [(1, 4, 6), (2, 4, 4)], Arrangement(2, raster, before, line_end, after)
+    counts = [before + t * h // 2 * (w // 2 + line_end) + after for t, h, w in grids]
+    owner = torch.cat([made.owners(g) + s for g, s in zip(grids, (0, counts[0]))])
+    assert arrangement_of(owner, grids, counts) == made
+    assert arrangement_of(owner.flip(0), grids, counts) is None
+    one = made.owners(grids[0])
+    packed = made.pack(one[:, None].float(), grids[0]).squeeze(-1)
+    assert len(packed) == counts[0]
+    real = packed.isfinite().all(-1)
+    assert torch.equal(packed[real], real.nonzero().float().expand(-1, 4))
 
 
 def test_the_page_is_about_these_releases():

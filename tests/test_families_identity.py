@@ -7,7 +7,7 @@ import torch
 from transformers.generation import utils as generation
 
 import families
-from fsr import FSR, prune
+from fsr import prune
 
 MODES = {
     "greedy": dict(do_sample=False),
@@ -17,12 +17,15 @@ MODES = {
     "static": dict(do_sample=False, cache_implementation="static"),
     "no-cache": dict(do_sample=False, use_cache=False),
 }
-WHOLE = FSR(keep=9999, relevance="none")
 # Before 5.23 Transformers repeats pictures for beams one by one, [A, A, B, B] instead of [A, B, A, B]: rows with
 # several
 # pictures or tiles are wrong there without pruning (and right with it), so identity is only asked of one tile per row.
 # GLM's own repetition does so in every release.
 OLD = not hasattr(generation, "_slice_mm_encoder_output")
+
+
+def whole(name):
+    return families.method_for(name, 9999)
 
 
 def run(model, inputs, mode):
@@ -41,9 +44,11 @@ def test_whole_budget_is_identity(name, attention, feature):
         several = bool({"num_beams", "num_return_sequences"} & set(options))
         if OLD and several and name.startswith("qwen3.5"):
             continue  # there even the first step of one picture differs from greedy decoding, unpruned
+        if (several and name == "llama4") or (OLD and mode == "static" and name in ("gemma4", "llama4")):
+            continue  # Transformers fails there without pruning, or answers wrongly: refused, see the settings
         inputs = one_each if several and (OLD or name.startswith("glm")) else batch
         expected = run(model, inputs, mode)
-        with prune(model, WHOLE) as pruned:
+        with prune(model, whole(name)) as pruned:
             got = run(model, inputs, mode)
         assert torch.equal(got[0], expected[0]), mode
         assert torch.equal(got[1], expected[1]), mode
@@ -56,7 +61,7 @@ def test_clips_alone_are_identity(name):
     model, inputs = families.model_of(name), families.prompts(name, [(0, 1), (0, 0)])
     for mode in ("greedy", "static", "no-cache"):  # with beams Transformers itself fails on clips here
         expected = run(model, inputs, mode)
-        with prune(model, WHOLE) as pruned:
+        with prune(model, whole(name)) as pruned:
             got = run(model, inputs, mode)
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]), mode
         assert pruned.last.tokens_before > 0
@@ -69,7 +74,7 @@ def test_forward_is_identity_and_model_is_left_as_it_was(name):
     for rows in (families.mixed(name), [(1, 0)], [(0, 0)]):
         inputs = families.prompts(name, rows)
         expected = model(**inputs).logits
-        with prune(model, WHOLE):
+        with prune(model, whole(name)):
             assert torch.equal(model(**inputs).logits, expected)
         assert torch.equal(model(**inputs).logits, expected)
     assert set(model.__dict__) == before

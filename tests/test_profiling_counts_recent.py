@@ -31,6 +31,8 @@ TWINS: dict[str, tuple[Callable[[str], Any], tuple[int, int]]] = {
     "glm4v": (recent.glm("Glm4v"), (40, 48)),
     "glm4v-moe": (recent.glm("Glm4vMoe"), (40, 48)),
     "glm46v": (recent.glm("Glm46V"), (40, 48)),
+    "qwen2.5-omni": (recent.omni("Qwen2_5Omni"), (40, 48)),
+    "qwen3-omni": (recent.omni("Qwen3OmniMoe"), (40, 48)),
     "gemma4": (recent.gemma4, (40, 24)),
     "mistral3": (recent.mistral3, (30, 48)),
     "pixtral": (recent.pixtral, (30, 48)),

@@ -24,6 +24,7 @@ from PIL import Image
 
 import families
 import tiny
+from family_models_recent import gemma3n_config
 from fsr.cli import main
 
 KEEP = 3
@@ -62,6 +63,48 @@ def tokenizer(named: dict[int, tuple[str, str]], newline: bool = False) -> Any:
 
 def processor_of(name: str) -> Any:
     """The family's own processor, small."""
+    if name.endswith("omni"):
+        named = {
+            **QWEN,
+            77: ("audio_bos_token", "<|audio_bos|>"),
+            78: ("audio_token", "<|AUDIO|>"),
+            79: ("audio_eos_token", "<|audio_eos|>"),
+        }
+        sizes = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
+        sizes |= dict(size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48})
+        kind = {"qwen2.5-omni": "Qwen2_5Omni", "qwen3-omni": "Qwen3OmniMoe"}[name]
+        return getattr(t, f"{kind}Processor")(
+            image_processor=t.Qwen2VLImageProcessor(**sizes), video_processor=t.Qwen2VLVideoProcessor(**sizes),
+            feature_extractor=t.WhisperFeatureExtractor(feature_size=16), tokenizer=tokenizer(named),
+            chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+        )  # fmt: skip
+    if name == "llama4":
+        named = {
+            families.IMAGE: ("patch_token", "<|patch|>"),
+            families.OPEN: ("start_of_image_token", "<|image_start|>"),
+            families.CLOSE: ("end_of_image_token", "<|image_end|>"),
+            families.LABELS: ("image_token", "<|image|>"),
+            families.LABELS + 1: ("tile_x_separator_token", "<|tile_x_separator|>"),
+            families.LABELS + 2: ("tile_y_separator_token", "<|tile_y_separator|>"),
+        }
+        return t.Llama4Processor(
+            image_processor=t.Llama4ImageProcessor(size=TILE, max_patches=6), tokenizer=tokenizer(named),
+            patch_size=families.PATCH, chat_template=template("<|image|>"),
+        )  # fmt: skip
+    if name == "gemma3n":
+        named = {
+            families.IMAGE: ("image_token", "<image_soft_token>"),
+            families.OPEN: ("boi_token", "<start_of_image>"),
+            families.CLOSE: ("eoi_token", "<end_of_image>"),
+            77: ("audio_token", "<audio_soft_token>"),
+            78: ("boa_token", "<start_of_audio>"),
+            79: ("eoa_token", "<end_of_audio>"),
+        }
+        return t.Gemma3nProcessor(
+            feature_extractor=t.Gemma3nAudioFeatureExtractor(),
+            image_processor=t.SiglipImageProcessor(size={"height": 128, "width": 128}), tokenizer=tokenizer(named),
+            image_seq_length=16, chat_template=template("<image_soft_token>"),
+        )  # fmt: skip
     if name.startswith("qwen"):
         sizes = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
         sizes |= dict(size={"shortest_edge": 16 * 16, "longest_edge": 48 * 48})
@@ -133,7 +176,7 @@ def processor_of(name: str) -> Any:
             tokenizer=tokenizer(PLAIN), patch_size=families.PATCH, vision_feature_select_strategy="default",
             num_additional_image_tokens=1, chat_template=template("<image>"),
         )  # fmt: skip
-    if name == "internvl":
+    if name.startswith("internvl"):
         named = {
             families.IMAGE: ("context_image_token", "<IMG_CONTEXT>"),
             families.VIDEO: ("video_token", "<video>"),
@@ -188,10 +231,23 @@ def command(*words: str) -> str:
     return out.getvalue()
 
 
+def method(name: str, relevance: str) -> tuple[str, ...]:
+    """FSR, or where there is no saliency one that does without."""
+    if name not in families.UNSEEN:
+        return ()
+    return "--method", "divprune" if relevance == "none" else "cdpruner"
+
+
 def show(name: str, folder: Path) -> dict[str, Any]:
     """Save a checkpoint, ask it, draw its page."""
     saved = folder / name
-    model = copy.deepcopy(families.model_of(name))
+    if name == "gemma3n":  # with a tower of timm: a tiny one, the smallest MobileNet v5 has 300 million parameters
+        config = gemma3n_config(architecture="test_convnext", hidden_size=64)
+        model = families.made("Gemma3nForConditionalGeneration", config, "sdpa")
+    else:
+        model = copy.deepcopy(families.model_of(name))
+    if name == "llama4":  # its processor makes bfloat16, which a model of another type refuses without pruning as well
+        model = model.bfloat16()
     model.save_pretrained(saved)
     processor_of(name).save_pretrained(saved)
     picture = folder / "picture.png"
@@ -202,10 +258,12 @@ def show(name: str, folder: Path) -> dict[str, Any]:
     pages: dict[str, str] = {}
     result: dict[str, Any] = {"pages": pages}
     for relevance in ("none", "embedding"):
-        result[relevance] = command(*ask, "--keep", str(KEEP), "--relevance", relevance)
+        options = ("--keep", str(KEEP), "--relevance", relevance, *method(name, relevance))
+        result[relevance] = command(*ask, *options)
         pages[relevance] = str(folder / f"{name}-{relevance}.html")
-        command("view", QUESTION, *common, "--keep", str(KEEP), "--relevance", relevance, "--out", pages[relevance])
-    result["whole"] = command(*ask, "--keep", "1.0", "--compare", "--relevance", "none")
+        command("view", QUESTION, *common, *options, "--out", pages[relevance])
+    whole = method(name, "none")
+    result["whole"] = command(*ask, "--keep", "1.0", "--compare", "--relevance", "none", *whole)
     processor = t.AutoProcessor.from_pretrained(saved)
     result["image_processor"] = type(processor.image_processor).__module__
     turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]

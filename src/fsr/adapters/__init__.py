@@ -2,9 +2,11 @@
 
 from fsr.adapters import (  # noqa: F401  (imported to be registered)
     gemma3,
+    gemma3n,
     gemma4,
     glm4v,
     internvl,
+    llama4,
     llava,
     llava_next,
     llava_next_video,

@@ -126,12 +126,11 @@ class Adapter(ABC):
         """True if this adapter knows the model (by `config.model_type`, never by class name)."""
         return getattr(getattr(model, "config", None), "model_type", None) in cls.model_types
 
-    # ------------------------------------------------------------------------------------------ what families differ in
+    # what families differ in
 
     @abstractmethod
     def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
-        """Cut the model's own feature output into pictures and bring the tower's signals into the same order and
-        length."""
+        """The model's own feature output cut into pictures, with the tower's signals in the same order and length."""
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -154,8 +153,7 @@ class Adapter(ABC):
         return -2
 
     def tapped_layers(self) -> dict[str, int]:
-        """Which attention layer each signal is read from. Shallow: VScan takes index 5 of CLIP's 24, a quarter of the
-        way up."""
+        """Which attention layer each signal is read from. Shallow: a quarter of the way up (VScan: 5 of CLIP's 24)."""
         shallow = max(0, len(attention_layers(self.vision_tower)) // 4 - 1)
         middle = self.saliency_layer
         return {
@@ -181,12 +179,15 @@ class Adapter(ABC):
         (1-D)."""
         return None
 
+    def takes_text_row(self) -> bool:
+        """Whether the model wants multi-dimensional positions with a row of text positions above them."""
+        return True
+
     def placeholder_counts(self, encoded: Encoded) -> list[int]:
-        """How many placeholders each unit fills in the prompt as the processor wrote it (differs from N for few
-        families)."""
+        """How many placeholders each unit fills in the prompt as the processor wrote it (N for most families)."""
         return [unit.count for unit in encoded.units] if encoded.placeholders is None else list(encoded.placeholders)
 
-    # ---------------------------------------------------------------------------------------------- same for nearly all
+    # same for nearly all
 
     def placeholder_ids(self) -> dict[Modality, int]:
         """Token id of the placeholders of each modality that the model has."""
@@ -195,14 +196,16 @@ class Adapter(ABC):
         return {m: int(i) for m, i in ids.items() if i is not None}
 
     def feature_arguments(self, modality: Modality) -> frozenset[str]:
-        """Names that the model's `get_image_features` / `get_video_features` takes: what `generate` itself would pass
-        and then drop."""
+        """Names that the model's `get_image_features` / `get_video_features` takes; `generate` would drop them."""
         run = getattr(self.base, f"get_{modality}_features", None)
         return frozenset() if run is None else frozenset(inspect.signature(run).parameters) - {"self", "kwargs"}
 
     def pixel_arguments(self) -> frozenset[str]:
         """Names of the inputs that carry pixels and their sizes; dropped once features are handed over."""
         return frozenset().union(*(self.feature_arguments(m) for m in MODALITIES))
+
+    def check_settings(self, setting: Callable[[str], Any]) -> None:  # noqa: B027  (nothing to refuse by default)
+        """UsageError where `generate` would get this family's pictures wrong. setting: reads a setting by its name."""
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The vision arguments of each picture of a call by itself, in order; None where the family packs them so that
@@ -228,8 +231,7 @@ class Adapter(ABC):
         patch_layer: int = -2,
         patch_head: PatchHead | None = None,
     ) -> list[Encoded]:
-        """Run the model's own `get_image_features` / `get_video_features` once and collect the signals that the method
-        needs."""
+        """Run the model's own `get_*_features` once and collect the signals that the method needs."""
         found = []
         for modality in self.modalities(inputs):
             given = {n: inputs[n] for n in self.feature_arguments(modality) if inputs.get(n) is not None}
@@ -257,8 +259,6 @@ class Adapter(ABC):
     def features_of(self, modality: Modality, given: Mapping[str, Any]) -> Any:
         """The output of the model's own feature function."""
         return getattr(self.base, f"get_{modality}_features")(**given, return_dict=True)
-
-    # ------------------------------------------------------------------------------------------------------------------
 
     def _encode(
         self,

@@ -6,12 +6,13 @@ Which one a class uses changes between releases, so nothing here asks which clas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["entries", "fresh", "is_pruned", "rebuild", "split_rows"]
+__all__ = ["alike", "entries", "fresh", "is_pruned", "marked_pruned", "rebuild", "split_rows"]
 
 # On outputs that `rebuild` made: features of kept tokens, as opposed to those of whole pictures.
 PRUNED = "_fsr_pruned"
@@ -59,9 +60,19 @@ def rebuild(
         extra["deepstack_features"] = [
             joined([unit[r.to(unit.device)] for unit, r in zip(split_rows(layer, counts), rows)]) for layer in deep
         ]
-    made = type(output)(pooler_output=pooled, **extra)
-    setattr(made, PRUNED, True)
-    return made
+    return marked_pruned(alike(output, pooler_output=pooled, **extra))
+
+
+def alike(output: Any, **values: Any) -> Any:
+    """A new output of the same type with these fields alone; None where the type insists on another."""
+    needed = {f.name: None for f in fields(output) if f.default is MISSING and f.default_factory is MISSING}
+    return type(output)(**{**needed, **values})
+
+
+def marked_pruned(output: Any) -> Any:
+    """The same output, known as one of kept tokens (see `is_pruned`)."""
+    setattr(output, PRUNED, True)
+    return output
 
 
 def is_pruned(outputs: Any) -> bool:
@@ -74,6 +85,6 @@ def fresh(output: Any) -> Any:
     copied: dict[str, Any] = {}
     for key, value in output.items():
         copied[key] = [list(v) if isinstance(v, list) else v for v in value] if isinstance(value, list) else value
-    made = type(output)(**copied)
+    made = alike(output, **copied)
     setattr(made, PRUNED, getattr(output, PRUNED, False))
     return made

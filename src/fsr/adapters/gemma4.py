@@ -6,7 +6,7 @@ by token id; both follow the shortened `input_ids`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,17 @@ class Gemma4Adapter(PackedAdapter):
     model_types = frozenset({"gemma4"})
     paired_text_tower = False
     chunked_prefill = False  # pictures are bidirectional blocks
+
+    def check_settings(self, setting: Callable[[str], Any]) -> None:
+        """Before 5.23 a static cache gives wrong answers to short prompts, pruned or not, and says nothing."""
+        import transformers.generation.utils as utils
+
+        cache = setting("cache_implementation") or type(setting("past_key_values")).__name__
+        if "static" in str(cache).lower() and not hasattr(utils, "_slice_mm_encoder_output"):
+            raise UsageError(
+                "Gemma 4 in a static cache needs transformers>=5.23 (answers to short prompts are wrong before): leave "
+                "cache_implementation out, or take a newer release."
+            )
 
     def places(self, modality: Modality, inputs: Mapping[str, Any]) -> Tensor:
         """(x, y) of every patch, long [T, P, 2], -1 for padding."""

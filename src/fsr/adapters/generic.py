@@ -2,14 +2,15 @@
 
 Nothing is guessed. The model must take features from outside; which patches each token is made of is asked of the model
 itself (`provenance`) at the first picture; where those patches lie must follow from a square raster. Saliency is
-attention received, there is no relevance, and every report says that this adapter was at work.
+attention received, there is no relevance, and every report says that this adapter was at work. Where the model does not
+tell what its tokens are made of, methods that read features alone still work, on tokens that have no place.
 """
 
 from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
 
@@ -28,10 +29,10 @@ from fsr.tokens import Geometry, VisualTokens
 __all__ = ["GenericAdapter", "UnknownModel"]
 
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
-# What an output may hold besides features: states that the language model does not read.
-HARMLESS = frozenset(
-    "pooler_output last_hidden_state hidden_states attentions deepstack_features attention_mask".split()
-)
+# What an output may hold besides features: what the language model does not read (states of towers, codes of a picture
+# before they are embedded, a loss).
+HARMLESS = frozenset("pooler_output deepstack_features attention_mask image_tokens embedding_loss".split())
+STATES = ("last_hidden_state", "hidden_states", "attentions")
 
 
 class UnknownModel(Adapter):
@@ -40,6 +41,7 @@ class UnknownModel(Adapter):
     paired_text_tower = False
     chunked_prefill = False
     multi_axial = False
+    clips = False
     # What was found out about a model, for all adapters made for it.
     _known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -86,15 +88,49 @@ class UnknownModel(Adapter):
         Raises:
             UnsupportedModelError: clips, or features of a kind that cannot be cut into tokens.
         """
-        if modality == "video":
+        if modality == "video" and not self.clips:
             raise self.refusal("clips are not known to it")
         pooled = getattr(output, "pooler_output", None)
         kind = type(pooled).__name__
         if not isinstance(pooled, Tensor | list | tuple) or not all(isinstance(e, Tensor) for e in entries(pooled)):
             raise self.refusal(f"its features come as {type(output).__name__} with a pooler_output of type {kind}")
-        if extra := sorted(k for k, v in output.items() if v is not None and k not in HARMLESS):
+        beside = (k for k, v in output.items() if v is not None and not k.endswith(STATES))
+        if extra := sorted(k for k in beside if k not in HARMLESS):
             raise self.refusal(f"its features come with {', '.join(extra)}, which would have to be shortened alike")
         return output
+
+    def placed(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
+        """Units with signals and places.
+
+        Raises:
+            UnsupportedModelError: the model does not tell them.
+        """
+        raise NotImplementedError
+
+    def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
+        """`placed`, or features alone where the method reads nothing else."""
+        output = self.feature_output(modality, output)
+        try:
+            return self.placed(modality, output, tower, inputs)
+        except UnsupportedModelError:
+            if tower.signals - {"relevance"}:
+                raise
+        pictures = entries(output.pooler_output)
+        if any(p.dim() < 2 for p in pictures) or all(p.shape[:-1].numel() == 1 for p in pictures):
+            raise self.refusal("its features come one by one: which of them make a picture is not known")
+        return Units([VisualTokens(features=p.flatten(0, -2)) for p in pictures], None)
+
+    def remembered(self, key: Any, find: Callable[[], Any]) -> Any:
+        """What `find` found out about this model, once per key; a refusal is remembered, too."""
+        known = self._known.setdefault(self.model, {})
+        if key not in known:
+            try:
+                known[key] = find()
+            except UnsupportedModelError as error:
+                known[key] = str(error)
+        if isinstance(known[key], str):
+            raise UnsupportedModelError(known[key])
+        return known[key]
 
     def owners(self, modality: Modality, inputs: Mapping[str, Any]) -> Tensor:
         """`token_of_patch` for these inputs; a refusal where that cannot be told."""
@@ -126,19 +162,19 @@ class GenericAdapter(UnknownModel):
         "patches (generic adapter)"
     )
 
-    def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
+    def placed(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
         """Scores averaged over the patches behind each token, boxes around them."""
-        pictures = entries(self.feature_output(modality, output).pooler_output)
+        pictures = entries(output.pooler_output)
         pictures = [p.flatten(0, -2) for p in pictures]
         counts = {len(p) for p in pictures}
         if len(counts) != 1:
             raise self.refusal(f"its pictures have different numbers of tokens ({sorted(counts)})")
         self._check_square(modality, inputs)
         pixels = next(inputs[n] for n in sorted(PIXELS) if inputs.get(n) is not None)
-        known, size = self._known.setdefault(self.model, {}), (tuple(pixels.shape[1:]), *counts)
-        if size not in known:
-            known[size] = self._raster(modality, inputs, len(pictures), counts.pop())
-        owner = known[size]
+        count = counts.pop()
+        owner = self.remembered(
+            (tuple(pixels.shape[1:]), count), lambda: self._raster(modality, inputs, len(pictures), count)
+        )
         rows = (owner != NOBODY).nonzero().squeeze(-1)
         order = owner[rows].argsort(stable=True)
         n = len(pictures[0])
@@ -161,6 +197,7 @@ class GenericAdapter(UnknownModel):
 
     def _check_square(self, modality: Modality, inputs: Mapping[str, Any]) -> None:
         """Pixels and sizes must say that every picture is a square: 2 x 8 patches are as many as 4 x 4."""
+        told = False
         for name in self.feature_arguments(modality):
             value = inputs.get(name)
             if not isinstance(value, Tensor):
@@ -170,6 +207,9 @@ class GenericAdapter(UnknownModel):
                 sides = torch.tensor(value.shape[-2:])[None]
             if sides is not None and bool((sides[:, 0] != sides[:, 1]).any()):
                 raise self.refusal(f"{name} {sides.tolist()} is no square")
+            told = told or sides is not None
+        if not told:
+            raise self.refusal("neither pixels nor sizes tell the shape of its pictures")
 
     def _raster(self, modality: Modality, inputs: Mapping[str, Any], pictures: int, count: int) -> Tensor:
         """The token of each row of a picture's states, long [P]."""

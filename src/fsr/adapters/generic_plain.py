@@ -1,4 +1,5 @@
-"""Models that no adapter knows by name and that have no vision tower: patches go into the language model as they are.
+"""Models that no adapter knows by name and that have no vision tower: patches go into the language model as they are,
+or as the codes of a picture.
 
 There is no attention to read, so there is no saliency; methods that cover pictures by features alone work.
 """
@@ -21,20 +22,15 @@ __all__ = ["GenericPlainAdapter"]
 
 
 class GenericPlainAdapter(UnknownModel):
-    """Every token is one patch whose place (x, y) the processor gives (`image_position_ids`)."""
+    """Where the processor gives the place (x, y) of every patch (`image_position_ids`), each is one token."""
 
     name = "generic, without a tower"
     announcement = "no adapter knows this model, and it has no vision tower: there is no saliency (generic adapter)"
 
     @classmethod
     def matches(cls, model: Any) -> bool:
-        """No tower, and places of patches."""
-        adapter = cls(model)
-        return (
-            super().matches(model)
-            and not any(getattr(adapter.base, name, None) is not None for name in TOWERS)
-            and "image_position_ids" in adapter.feature_arguments("image")
-        )
+        """No tower by any name that is known."""
+        return super().matches(model) and not any(getattr(cls(model).base, n, None) is not None for n in TOWERS)
 
     def _encode(
         self,
@@ -56,11 +52,13 @@ class GenericPlainAdapter(UnknownModel):
         units = self.units(modality, output, TowerStates(None, {}, signals, patch_layer), inputs)
         return Encoded(modality, units.tokens, None, output, timings)
 
-    def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
-        """Boxes from the places."""
-        at = inputs["image_position_ids"]
+    def placed(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
+        """Boxes from the places, where they are given."""
+        at = inputs.get("image_position_ids")
+        if at is None:
+            raise self.refusal("it has no vision tower, and where its tokens lie is not given")
         counts = (at != -1).all(-1).sum(-1).tolist()
-        pooled = self.feature_output(modality, output).pooler_output
+        pooled = output.pooler_output
         have = sum(e.flatten(0, -2).shape[0] for e in pooled)
         if have != sum(counts):
             raise self.refusal(f"{sum(counts)} patches give {have} tokens")

@@ -25,7 +25,7 @@ class Mistral3Adapter(PackedAdapter):
     """The grid of a picture is its size in `image_sizes` over the patch; the merger drops what is left at the edges."""
 
     name = "mistral3"
-    model_types = frozenset({"mistral3", "lighton_ocr"})
+    model_types = frozenset({"mistral3", "mistral_large4", "lighton_ocr"})
     paired_text_tower = False
 
     @classmethod

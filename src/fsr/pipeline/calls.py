@@ -60,6 +60,7 @@ class PrunedCalls:
             positions_go_on(self.adapter, kwargs, "generate")
             return _called(generate, kwargs, places, OpenCall(self))
         refuse_chunks(self.adapter, setting)
+        self.adapter.check_settings(setting)
         if self.in_llm is not None:
             self.in_llm.refuse(setting)
             self.in_llm.check_prompt(*ids_and_mask(self.adapter, kwargs, "generate"), kwargs)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
-from fsr.adapters.containers import rebuild
+from fsr.adapters.containers import alike, rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.scorer import resolve_scorer
@@ -129,8 +129,10 @@ def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
     deep: list[Any] = [getattr(p.output, "deepstack_features", None) for p in parts]
     # Per layer one entry per picture, as `take` leaves them.
     layers = None if deep[0] is None else [[x for own in deep for x in own[i]] for i in range(len(deep[0]))]
-    output = type(parts[0].output)(
-        pooler_output=parts[0].output.pooler_output, **({} if layers is None else {"deepstack_features": layers})
+    output = alike(
+        parts[0].output,
+        pooler_output=parts[0].output.pooler_output,
+        **({} if layers is None else {"deepstack_features": layers}),
     )
     patches = [p.patches for p in parts]
     runs = [p.placeholders for p in parts]
@@ -168,7 +170,7 @@ def _take(part: Encoded, pictures: Sequence[int]) -> Encoded:
         part,
         units=units,
         patches=None if part.patches is None else [part.patches[i] for i in pictures],
-        output=type(part.output)(pooler_output=pooled, **deep),
+        output=alike(part.output, pooler_output=pooled, **deep),
         timings={},
         placeholders=None if part.placeholders is None else tuple(part.placeholders[i] for i in pictures),
     )

@@ -134,7 +134,8 @@ def place(
             rows = gather(axes, source, 0)
         else:
             rows = text.expand(3 if axes is None else axes.shape[0], *text.shape)
-        kwargs["position_ids"] = torch.cat([text.unsqueeze(0).to(rows.device), rows])
+        above = [text.unsqueeze(0).to(rows.device)] if adapter.takes_text_row() else []
+        kwargs["position_ids"] = torch.cat([*above, rows])
     elif policy != "repack":
         offset = adapter.forward_position_offset if call == "forward" else 0
         numbers = gather(repacked_positions(mask) + offset, source, 0)

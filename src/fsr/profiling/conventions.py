@@ -66,7 +66,7 @@ def twin_of(config: Any) -> Relevance | None:
     """The text tower that pairs with a model's vision tower, at its full 77 tokens (an upper bound); None if none is
     known."""
     v = config.vision_config
-    if (v.model_type, v.hidden_size, v.num_hidden_layers) != ("clip_vision_model", 1024, 24):
+    if v.model_type != "clip_vision_model" or (v.hidden_size, v.num_hidden_layers) != (1024, 24):
         return None
     text = clip_text()
     return Relevance(text_tower(text), text.max_position_embeddings, (v.hidden_size, text.projection_dim))

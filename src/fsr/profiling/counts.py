@@ -18,6 +18,8 @@ from fsr.profiling.visual import Visual
 __all__ = ["FULL", "PARTS", "Convention", "Counts", "Relevance", "count", "kv_bytes"]
 
 PARTS = ("vision_tower", "projector", "text_tower", "selection", "llm_linear", "llm_attention", "lm_head")
+# Qwen-Omni's thinkers run the LM head on every position, whatever `generate` asks for.
+ALL_ROWS = frozenset({"qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"})
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def count(
     if len(layers) != llm.layers:
         raise UsageError(f"the schedule has {len(layers)} entries for {llm.layers} language layers.")
     lengths = [n + (text if convention.text else 0) for n in layers]
-    rows = 1 if convention.lm_head == "last" else lengths[-1]
+    rows = 1 if convention.lm_head == "last" and config.model_type not in ALL_ROWS else lengths[-1]
     queries = [rows if layer.shared else n for n, layer in zip(lengths, llm.stack)]
     macs = {
         "vision_tower": _tower(tower, picture, convention.attention),

@@ -93,7 +93,7 @@ def _dense(text: Any) -> Decoder:
 
 
 def _qwen3_moe(text: Any) -> Decoder:
-    """Qwen3-VL with experts: layers named in `mlp_only_layers`, or between the sparse steps, are dense."""
+    """Qwen3-VL and Qwen3-Omni with experts: dense are layers of `mlp_only_layers`, and those between sparse steps."""
     experts, dense_layers = text.num_experts, set(text.mlp_only_layers or ())
 
     def layer(i: int) -> Layer:
@@ -142,10 +142,10 @@ def _qwen3_5(text: Any) -> Decoder:
 def _gemma4(text: Any) -> Decoder:
     """Gemma 4: windows and full attention with heads of different sizes, values that are the keys, layers that read
     the keys of earlier ones, embeddings per layer, experts beside the dense block."""
-    width, per_layer, sharing = text.hidden_size, text.hidden_size_per_layer_input, text.kv_sharing_modes
+    width, per_layer, count = text.hidden_size, text.hidden_size_per_layer_input, text.num_hidden_layers
 
     def layer(i: int) -> Layer:
-        slides, shared = text.layer_types[i] == "sliding_attention", sharing[i] == "reuse"
+        slides, shared = text.layer_types[i] == "sliding_attention", i >= count - text.num_kv_shared_layers
         own = text.per_layer_config[i]
         maps = 1 if text.attention_k_eq_v and not slides else 2
         mixer = Attention(
@@ -162,7 +162,6 @@ def _gemma4(text: Any) -> Decoder:
             other += width * text.num_experts
         return Layer(mixer, inner, other, shared)
 
-    count = text.num_hidden_layers
     return Decoder(width, tuple(map(layer, range(count))), text.vocab_size, entry=width * count * per_layer)
 
 
@@ -170,11 +169,12 @@ def _gemma4(text: Any) -> Decoder:
 # off by a third.
 _PLAIN = (
     "llama mistral ministral3 qwen2 qwen3 gemma gemma2 gemma3_text qwen2_vl_text qwen2_5_vl_text qwen3_vl_text "
-    "glm4v_text smollm3"
+    "qwen2_5_omni_text glm4v_text smollm3"
 ).split()
 DECODERS: dict[str, Callable[[Any], Decoder]] = {
     **dict.fromkeys(_PLAIN, _dense),
     "qwen3_vl_moe_text": _qwen3_moe,
+    "qwen3_omni_moe_text": _qwen3_moe,
     "glm4v_moe_text": _glm_moe,
     "qwen3_5_text": _qwen3_5,
     "qwen3_5_moe_text": _qwen3_5,

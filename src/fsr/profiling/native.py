@@ -15,7 +15,12 @@ from fsr.profiling.shapes import Visual, side
 __all__ = ["GRIDS", "SOFT_TOKENS", "gemma4", "gemma4_size", "glm", "grid_of", "pixtral", "pixtral_size", "qwen"]
 
 # Families whose pictures are (times, down, across) patches, merged before the language model.
-GRIDS = frozenset("qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe glm4v glm4v_moe glm46v".split())
+GRIDS = frozenset(
+    (
+        "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe glm4v glm4v_moe glm46v qwen2_5_omni_thinker "
+        "qwen3_omni_moe_thinker"
+    ).split()
+)
 # Gemma 4's budget of visual tokens per picture where the checkpoint's config names none.
 SOFT_TOKENS = 280
 
@@ -29,7 +34,7 @@ def grid_of(config: Any, size: tuple[int, int], frames: int = 0) -> tuple[int, i
 
 
 def qwen(config: Any, size: tuple[int, int], frames: int, tiles: int) -> Visual:
-    """Qwen2-VL to Qwen3.6: a merger instead of a projector (several with DeepStack); windows in Qwen2.5-VL."""
+    """Qwen2-VL to Qwen3.6, pictures of Qwen-Omni: a merger for a projector (several with DeepStack); windows in 2.5."""
     v = config.vision_config
     times, down, across = grid_of(config, size, frames)
     merge = v.spatial_merge_size
@@ -39,7 +44,7 @@ def qwen(config: Any, size: tuple[int, int], frames: int, tiles: int) -> Visual:
     wide, out = width * merge**2, v.hidden_size if old else v.out_hidden_size
     mergers = 1 + len(getattr(v, "deepstack_visual_indexes", ()))
     windows, full = None, v.depth
-    if v.model_type == "qwen2_5_vl_vision":
+    if v.model_type in ("qwen2_5_vl_vision", "qwen2_5_omni_vision_encoder"):
         from transformers.vision_utils import get_vision_window_index
 
         grid_thw = torch.tensor([[times, down, across]])

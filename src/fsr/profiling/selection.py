@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsr.methods.base import Method
-from fsr.profiling.visual import Visual
+from fsr.profiling.shapes import Visual, vision
 from fsr.tokens import Geometry, VisualTokens
 
 __all__ = ["random_tokens", "selection_macs"]
@@ -18,7 +18,7 @@ def random_tokens(config: Any, picture: Visual, seed: int = 0) -> VisualTokens:
     """One picture's worth of random tokens with every signal that a method may ask for."""
     generator = torch.Generator().manual_seed(seed)
     n, hidden = picture.tokens, config.get_text_config().hidden_size
-    width = getattr(config.vision_config, "embed_dim", None) or config.vision_config.hidden_size
+    tower = vision(config)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
@@ -28,10 +28,10 @@ def random_tokens(config: Any, picture: Visual, seed: int = 0) -> VisualTokens:
         saliency=normal(n).softmax(0),
         relevance=normal(n),
         geometry=Geometry.raster(*(picture.grid or (1, n))),
-        encoder=normal(n, width),
+        encoder=normal(n, tower.width),
         extra={
-            "keys": normal(n, width // config.vision_config.num_attention_heads),
-            "last_keys": normal(n, width),
+            "keys": normal(n, tower.width // tower.heads),
+            "last_keys": normal(n, tower.width),
             **{s: normal(n).softmax(0) for s in ("shallow_saliency", "first_saliency", "last_saliency")},
         },
     )

@@ -14,7 +14,9 @@ from typing import Any
 __all__ = ["Stack", "Visual", "side", "text_tower", "vision"]
 
 # Towers whose feed-forward block is gated (three matrices).
-GATED = frozenset("qwen2_5_vl_vision pixtral glm4v_vision glm4v_moe_vision gemma4_vision".split())
+GATED = frozenset(
+    "qwen2_5_vl_vision qwen2_5_omni_vision_encoder pixtral glm4v_vision glm4v_moe_vision gemma4_vision".split()
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ def side(value: Any) -> int:
 
 
 def _stack(config: Any, matrices: int) -> Stack:
-    heads = config.num_attention_heads
+    # Qwen's and GLM's towers had only names of their own before Transformers 5.24.
+    heads = getattr(config, "num_attention_heads", None) or config.num_heads
     return Stack(
-        layers=config.num_hidden_layers,
+        layers=getattr(config, "num_hidden_layers", None) or config.depth,
         width=config.hidden_size,
         heads=heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
