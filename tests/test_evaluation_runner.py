@@ -218,14 +218,6 @@ def test_methods_inside_the_language_model_answer_as_alone(loaded, questions, ru
         assert run[i].answer == alone.text
 
 
-def test_a_source_of_its_own_gets_worse_as_well(runner):
-    """HAWK reads the first layer, and the level of relevance holds for that, too."""
-    good, bad = (trials_of("hawk", KEEP, quality=Quality(level))[0] for level in ("100", "chance"))
-    one, other = runner.run([good, bad])
-    assert [o.on_asked for o in one] != [o.on_asked for o in other]
-    assert "tower" in runner.source.lower()
-
-
 def test_a_shrunk_picture(loaded, questions, runner):
     """The model's own answers about pictures made small by hand; the budget is no rival's."""
     (trial,) = trials_of("shrunk", KEEP)

@@ -30,8 +30,8 @@ def test_few_tokens_keep_their_numbers(llava, single):
 
 
 def test_who_decides():
-    one = SimpleNamespace(position_policy="repack")
-    many = SimpleNamespace(position_policy="original")
+    one = SimpleNamespace(position_policy="repack", positions=lambda inputs: None)
+    many = SimpleNamespace(position_policy="original", positions=lambda inputs: torch.zeros(3, 1, 4))
     few, most = [(0, 1, 100)], [(0, 50, 100)]
     assert policy_of(one, "auto", {}, None, few) == ("original", ())
     assert policy_of(one, "auto", {}, None, most) == ("repack", ())

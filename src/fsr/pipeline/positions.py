@@ -88,7 +88,7 @@ def policy_of(
     # A row that loses nothing is numbered the same either way.
     shorter = [row for row in total if kept[row] < total[row]]
     anew = tuple(row for row in shorter if SPARSE * kept[row] >= total[row])
-    if len(anew) == len(shorter):
+    if len(anew) == len(shorter) or adapter.positions(inputs) is not None:  # coordinates come whole or not at all
         return "repack", ()
     return ("mixed", anew) if anew else ("original", ())
 
