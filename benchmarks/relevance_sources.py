@@ -1,15 +1,16 @@
 """FSR by source of relevance on an embedded benchmark, each paired with FSR without relevance (alpha = 0).
 
-python benchmarks/relevance_sources.py --model mini-qwen3 --split test --sources first-layer,embedding --json FILE
+python benchmarks/relevance_sources.py --model mini-qwen3 --split test --sources embedding,first-layer,auto --json FILE
 
-A source is what `relevance=` takes without a text tower: first-layer, embedding, or a file of `fsr calibrate`. The
-text tower of `mini` is thereby ignored. p is exact McNemar's over the questions.
+A source is what `relevance=` takes: first-layer, embedding, a file of `fsr calibrate` (the text tower of `mini` is
+thereby ignored), or auto, the model's default. p is exact McNemar's over the questions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,25 @@ def main() -> None:
     def right(found: list[Outcome]) -> np.ndarray:
         return np.array([plain(o.answer) == a for o, a in zip(found, answers, strict=True)])
 
-    # Sources of features share the encoded pictures: the tower records nothing for them.
-    runner = Runner(model, processor, questions, relevance="first-layer")
     keeps = [int(k) for k in args.keep.split(",")]
-    runner.encode([Trial("fsr", FSR(keep=keep)) for keep in keeps])
     rows: list[dict[str, Any]] = []
     without: dict[int, np.ndarray] = {}
     for source in ("none", *args.sources.split(",")):
-        runner.relevance = source
+        # One for each: what it scored with one source is not asked again.
+        runner = Runner(model, processor, questions, relevance=source)
         for keep in keeps:
             method = FSR(keep=keep, relevance="none") if source == "none" else FSR(keep=keep)
             got = right(runner.run([Trial(source, method)])[0])
             base = without.setdefault(keep, got)
             gains, losses = int((got & ~base).sum()), int((base & ~got).sum())
             row = {"source": source, "keep": keep, "accuracy": round(100 * float(got.mean()), 2)}
+            row |= {"read_from": runner.source}
             row |= {"gains": gains, "losses": losses, "p": mcnemar(gains, losses)}
             rows.append(row)
             print(row, flush=True)
     if args.json:
         about = {"model": args.model, "split": args.split, "questions": len(questions), "sha256": questions.sha256}
+        about |= {"fsr": asdict(FSR(keep=1))}
         args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 

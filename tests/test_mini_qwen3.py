@@ -21,11 +21,11 @@ from fsr.asking.chat import chat_inputs
 from fsr.asking.images import bundled_scene
 from fsr.asking.load import load
 from fsr.cli import main
-from fsr.errors import PictureError, UsageError
+from fsr.errors import PictureError, UnsupportedModelError, UsageError
 from fsr.evaluation.question_set import build
 from fsr.evaluation.runner import Runner
 from fsr.evaluation.trials import Trial, unpruned
-from fsr.methods import FSR, get
+from fsr.methods import FSR, Late, get
 from fsr.minivlm.native.build import build_qwen3
 from fsr.minivlm.native.language import positions
 from fsr.minivlm.native.scenes import draw_native
@@ -130,6 +130,20 @@ def test_its_own_calibration_is_the_default(mini_qwen3, capsys):
     assert {"relevance", "cdpruner", "trim", "pyramiddrop", "sparsevlm"} <= left and "fastv" not in left
     assert main(["compare", *words, "relevance", "--relevance", "none"]) == 2  # asked for by name
     assert "--relevance" in capsys.readouterr().err
+
+
+def test_late_drops_follow_deepstack(mini_qwen3):
+    """Behind the layers that add DeepStack's features FSR's order holds and positions stay; before them: refused."""
+    model, processor = mini_qwen3
+    inputs = chat_inputs(processor, bundled_scene(1, "mini-qwen3"), "what color is the dog?")
+    with prune(model, FSR(keep=48) | Late({2: 24, 3: 0}), processor=processor) as pruned:
+        out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) == "orange"
+    assert pruned.last.positions == "original"
+    first = pruned.last.selections[0].order.argsort()[:24].sort().values
+    assert [rows.tolist() for d in pruned.last.in_llm.drops for rows in d.rows] == [first.tolist(), []]
+    with pytest.raises(UnsupportedModelError, match="in front of layer 2 or later"):
+        prune(model, FSR(keep=48) | Late({1: 24}), processor=processor)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (400, 400), (64, 200), (417, 96)])

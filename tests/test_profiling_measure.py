@@ -15,6 +15,7 @@ import family_models_recent as recent
 from fsr.cli import main
 from fsr.errors import UsageError
 from fsr.methods import FSR, FastV
+from fsr.profiling.configs import named
 from fsr.profiling.counts import kv_bytes
 from fsr.profiling.decoder import language
 from fsr.profiling.measure import STAGES, Plan, Result, Spread, measure
@@ -231,6 +232,11 @@ def test_shorten_builds_fewer_layers() -> None:
     assert len(shorten(config, 1).text_config.layer_types) == 1
     with pytest.raises(UsageError, match="1 to 1"):
         shorten(config, 2)
+    with pytest.raises(UsageError, match="number 4"):
+        shorten(named("qwen3.5-9b"), 3)
+    with pytest.raises(UsageError, match="built whole"):
+        shorten(named("gemma-4-e4b"), 8)
+    assert shorten(named("qwen3.5-9b"), 4).text_config.layer_types[-1] == "full_attention"
 
 
 def test_peak_memory_sees_an_allocation() -> None:

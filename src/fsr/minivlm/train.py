@@ -29,7 +29,7 @@ from fsr.minivlm.train_language import (
 )
 from fsr.minivlm.train_vision import ReadOuts, VisionBatch, vision_batch, vision_loss
 
-__all__ = ["STAGES", "Recipe", "load_parts", "train_stage"]
+__all__ = ["STAGES", "Recipe", "load_parts", "part_of", "stage_weights", "train_stage"]
 
 STAGES = ("vision", "symbols", "fit", "language")
 # Kinds that need two look-ups, or that few scenes allow, are asked more often.
@@ -65,11 +65,13 @@ class Recipe:
         )
 
 
-def _modules(path: Path) -> dict[str, Tensor]:
+def stage_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a stage's checkpoint, by the names of its modules."""
     return torch.load(path, map_location="cpu", weights_only=True)["modules"]
 
 
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one module, without its name."""
     return {k[len(prefix) + 1 :]: v for k, v in state.items() if k.startswith(prefix + ".")}
 
 
@@ -79,17 +81,17 @@ def load_parts(folder: Path, recipe: Recipe) -> tuple[LlavaForConditionalGenerat
     model, symbols = build_llava(), Symbols(WIDTH)
     nn.init.normal_(model.model.language_model.embed_tokens.weight, std=0.08)
     if (folder / "vision.pt").exists():
-        model.model.vision_tower.load_state_dict(_part(_modules(folder / "vision.pt"), "clip.vision_model"))
+        model.model.vision_tower.load_state_dict(part_of(stage_weights(folder / "vision.pt"), "clip.vision_model"))
     if (folder / "symbols.pt").exists():
-        state = _modules(folder / "symbols.pt")
-        model.model.language_model.load_state_dict(_part(state, "lm"))
-        symbols.load_state_dict(_part(state, "symbols"))
+        state = stage_weights(folder / "symbols.pt")
+        model.model.language_model.load_state_dict(part_of(state, "lm"))
+        symbols.load_state_dict(part_of(state, "symbols"))
     if (folder / "fit.pt").exists():
-        model.model.multi_modal_projector.load_state_dict(_part(_modules(folder / "fit.pt"), "projector"))
+        model.model.multi_modal_projector.load_state_dict(part_of(stage_weights(folder / "fit.pt"), "projector"))
     if (folder / "language.pt").exists():
-        state = _modules(folder / "language.pt")
-        model.model.multi_modal_projector.load_state_dict(_part(state, "projector"))
-        model.model.language_model.load_state_dict(_part(state, "lm"))
+        state = stage_weights(folder / "language.pt")
+        model.model.multi_modal_projector.load_state_dict(part_of(state, "projector"))
+        model.model.language_model.load_state_dict(part_of(state, "lm"))
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)
     model.set_attn_implementation("eager")  # the guides read attention maps; at this size it is also the faster path

@@ -183,6 +183,29 @@ def guides(
     )
 
 
+def questions_apart(prefix: int, questions: int, device: torch.device) -> Tensor:
+    """Additive mask [1, 1, L, L], L = prefix + Q * 12: every question sees the prefix and itself, causally."""
+    block = torch.arange(questions, device=device).repeat_interleave(MAX_QUESTION)
+    block = torch.cat([torch.full((prefix,), -1, device=device), block])
+    causal = torch.ones(len(block), len(block), dtype=torch.bool, device=device).tril()
+    visible = causal & ((block[None] == -1) | (block[None] == block[:, None]))
+    return torch.zeros(1, 1, *visible.shape, device=device, dtype=torch.bfloat16).masked_fill(~visible, -1e9)
+
+
+def right_by_kind(logits: Tensor, answers: Tensor, kinds: Tensor) -> dict[str, float]:
+    """Share of questions answered right: of each kind (NaN where there is none), and "acc" of all.
+
+    logits: [B, Q * 12, V]; answers: long [B, Q * 12], negative where nothing is predicted; kinds: long [B, Q], -1 for
+    padding.
+    """
+    right = ((logits.argmax(-1) == answers) | (answers < 0)).view(*kinds.shape, -1).all(-1)
+    report = {}
+    for i, kind in enumerate(KINDS):
+        those = kinds == i
+        report[kind] = float(right[those].float().mean()) if those.any() else float("nan")
+    return report | {"acc": float(right[kinds >= 0].float().mean())}
+
+
 def language_loss(
     model: LlavaForConditionalGeneration,
     maps: LookUps,
@@ -214,13 +237,7 @@ def language_loss(
     squeeze = torch.where(torch.rand(b) < 0.5, torch.ones(b), torch.rand(b) * 0.9 + 0.1)
     compact = tokens is not None and bool(torch.rand(()) < 0.5)
     positions = _positions(n, None if compact or rows is None else rows.cpu(), q, squeeze).to(device)
-    length = x.shape[1]
-    block = torch.cat(
-        [torch.full((1 + n,), -1, device=device), torch.arange(q, device=device).repeat_interleave(MAX_QUESTION)]
-    )
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    visible = causal & ((block[None] == -1) | (block[None] == block[:, None]))
-    mask = torch.zeros(1, 1, length, length, device=device, dtype=torch.bfloat16).masked_fill(~visible, -1e9)
+    mask = questions_apart(1 + n, q, device)
     rotary = lm.rotary_emb(x, position_ids=positions)
     for layer in lm.layers:
         x = layer(x, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
@@ -245,12 +262,8 @@ def language_loss(
             )
         total = loss + guide * (0.3 * look_loss + 0.3 * read_loss + 0.2 * align)
     with torch.no_grad():
-        right = ((logits.argmax(-1) == batch.answers) | ~predicted).view(b, q, -1).all(-1)
         report = {"loss": float(loss)}
         if guide > 0:
             report |= {"look": float(look_loss), "read": float(read_loss), "align": float(align)}
-        for i, kind in enumerate(KINDS):
-            those = batch.kinds == i
-            report[kind] = float(right[those].float().mean()) if those.any() else float("nan")
-        report["acc"] = float(right[batch.kinds >= 0].float().mean())
+        report |= right_by_kind(logits, batch.answers, batch.kinds)
     return total, report

@@ -89,8 +89,15 @@ def _padded(words: list[int], length: int) -> list[int]:
 
 
 def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
-    """What each of the N patches shows, by name of read-out: class indices [N], -100 where the question does not
-    arise."""
+    """What each of the N patches shows, see `labels_at`."""
+    return labels_at(scene, np.arange(N) // GRID, np.arange(N) % GRID)
+
+
+def labels_at(scene: Scene, row: np.ndarray, column: np.ndarray) -> dict[str, np.ndarray]:
+    """What each cell of a scene shows, by name of read-out: class indices [N], -100 where the question does not arise.
+
+    row, column: the classes of its place, [N].
+    """
     owner = scene.owner.reshape(-1)
     o = scene.objects
     times = np.bincount([x.kind for x in o], minlength=len(CLASSES))
@@ -109,8 +116,8 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
         "color": np.where(inside, color[owner], 0),
         "letter": scene.letter.reshape(-1),
         "ground": np.where(owner == -1, scene.background, -100),
-        "row": np.arange(N) // GRID,
-        "column": np.arange(N) % GRID,
+        "row": row,
+        "column": column,
         "count": count[owner],
     }
     return labels | {f"neighbor{d}": around[d][owner] for d in range(4)}

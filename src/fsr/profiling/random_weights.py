@@ -27,11 +27,17 @@ def shorten(config: Any, layers: int) -> Any:
     """Leave the config only its first `layers` language layers (in place).
 
     Raises:
-        UsageError: fewer than one, or more than it has.
+        UsageError: fewer than one, more than it has, or a part that is no model of its kind.
     """
     text = config.get_text_config()
     if not 1 <= layers <= text.num_hidden_layers:
         raise UsageError(f"layers={layers}: this language model has 1 to {text.num_hidden_layers}.")
+    if layers < text.num_hidden_layers and getattr(text, "num_kv_shared_layers", 0):
+        raise UsageError("the last layers of this language model read the keys of earlier ones: it is built whole.")
+    kinds = list(getattr(text, "layer_types", None) or ())
+    if kinds and set(kinds[:layers]) == {"linear_attention"} != set(kinds):
+        first = next(i for i, kind in enumerate(kinds, 1) if kind != "linear_attention")
+        raise UsageError(f"layers={layers}: the first layer with attention is number {first}, build that many or more.")
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = list(text.layer_types)[:layers]

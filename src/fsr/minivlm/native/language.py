@@ -20,7 +20,7 @@ from fsr.minivlm.native.build import special_id
 from fsr.minivlm.native.scenes import draw_native, pick_size
 from fsr.minivlm.native.vision import LEVELS, choose, levels_of, merge_labels, patches_of, stacked, tower
 from fsr.minivlm.questions import KINDS, ask_all
-from fsr.minivlm.train_language import LookUps, Symbols, guides, slot
+from fsr.minivlm.train_language import LookUps, Symbols, guides, questions_apart, right_by_kind, slot
 from fsr.minivlm.vocabulary import MAX_QUESTION, encode_words
 
 __all__ = ["Asked", "asked_batch", "fit_loss", "language_loss", "positions", "symbol_levels"]
@@ -141,21 +141,14 @@ def language_loss(
     opening = torch.tensor([*encode_words("<bos>"), special_id("<|vision_start|>")], device=device).expand(b, -1)
     closing = torch.full((b, 1), special_id("<|vision_end|>"), device=device)
     x = torch.cat([lm.embed_tokens(opening), main, lm.embed_tokens(torch.cat([closing, batch.ids], dim=1))], dim=1)
-    place, prefix, length = slice(2, 2 + n), n + 3, x.shape[1]
-
-    block = torch.cat(
-        [torch.full((prefix,), -1, device=device), torch.arange(q, device=device).repeat_interleave(MAX_QUESTION)]
-    )
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    visible = causal & ((block[None] == -1) | (block[None] == block[:, None]))
-    mask = torch.zeros(1, 1, length, length, device=device, dtype=torch.bfloat16).masked_fill(~visible, -1e9)
+    place, prefix = slice(2, 2 + n), n + 3
+    mask = questions_apart(prefix, q, device)
     rotary = lm.rotary_emb(x, position_ids=positions(batch.grid, rows, q))
     for i, layer in enumerate(lm.layers):
         x = layer(x, attention_mask=mask, position_embeddings=rotary)
         if i < len(deep):
             x = torch.cat([x[:, :2], x[:, place] + deep[i], x[:, 2 + n :]], dim=1)
     logits = model.lm_head(lm.norm(x[:, prefix:])).float()
-    predicted = batch.answers >= 0
     loss = F.cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=-100)
     total, report = loss, {"answer_loss": float(loss.detach())}
     if guide > 0:
@@ -164,9 +157,5 @@ def language_loss(
         total = loss + guide * 0.3 * (looked + read)
         report |= {"look": float(looked.detach()), "read": float(read.detach())}
     with torch.no_grad():
-        right = ((logits.argmax(-1) == batch.answers) | ~predicted).view(b, q, -1).all(-1)
-        for i, kind in enumerate(KINDS):
-            those = batch.kinds == i
-            report[kind] = float(right[those].float().mean()) if those.any() else float("nan")
-        report["acc"] = float(right[batch.kinds >= 0].float().mean())
+        report |= right_by_kind(logits, batch.answers, batch.kinds)
     return total, report

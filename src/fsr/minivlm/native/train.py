@@ -21,7 +21,7 @@ from fsr.minivlm.native.build import WIDTH, build_qwen3
 from fsr.minivlm.native.language import Asked, asked_batch, fit_loss, language_loss
 from fsr.minivlm.native.start import fitted_symbols, shipped_mini, transplant_language, transplant_vision
 from fsr.minivlm.native.vision import NativeBatch, NativeReadOuts, vision_batch, vision_loss
-from fsr.minivlm.train import STAGES, WEIGHTS
+from fsr.minivlm.train import STAGES, WEIGHTS, part_of, stage_weights
 from fsr.minivlm.train_language import LookUps, Symbols
 
 __all__ = ["NativeRecipe", "load_parts", "train_stage"]
@@ -67,28 +67,20 @@ def load_parts(
     transplant_language(mini, model)
     symbols = fitted_symbols(mini, recipe.fitted) if first else Symbols(WIDTH)
     if (folder / "symbols.pt").exists():
-        state = _modules(folder / "symbols.pt")
-        model.model.language_model.load_state_dict(_part(state, "lm"))
-        symbols.load_state_dict(_part(state, "symbols"))
+        state = stage_weights(folder / "symbols.pt")
+        model.model.language_model.load_state_dict(part_of(state, "lm"))
+        symbols.load_state_dict(part_of(state, "symbols"))
     if (folder / "vision.pt").exists():
-        model.model.visual.load_state_dict(_part(_modules(folder / "vision.pt"), "visual"))
+        model.model.visual.load_state_dict(part_of(stage_weights(folder / "vision.pt"), "visual"))
     for stage in ("fit", "language"):
         if (folder / f"{stage}.pt").exists():
-            state = _modules(folder / f"{stage}.pt")
+            state = stage_weights(folder / f"{stage}.pt")
             for name, module in _mergers(model).items():
-                module.load_state_dict(_part(state, f"mergers.{name}"))
+                module.load_state_dict(part_of(state, f"mergers.{name}"))
             if stage == "language":
-                model.model.language_model.load_state_dict(_part(state, "lm"))
+                model.model.language_model.load_state_dict(part_of(state, "lm"))
     model.set_attn_implementation({"vision_config": "sdpa", "text_config": "eager"})  # the guides read attention maps
     return model, symbols
-
-
-def _modules(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["modules"]
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) + 1 :]: v for k, v in state.items() if k.startswith(prefix + ".")}
 
 
 def _mergers(model: Qwen3VLForConditionalGeneration) -> nn.ModuleDict:

@@ -20,8 +20,8 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from fsr.minivlm.native.build import MERGE, PATCH
 from fsr.minivlm.native.scenes import draw_native, pick_size
-from fsr.minivlm.scenes import CLASSES, Scene
-from fsr.minivlm.train_vision import MEAN, STD, ReadOuts
+from fsr.minivlm.scenes import Scene
+from fsr.minivlm.train_vision import MEAN, STD, ReadOuts, labels_at
 
 __all__ = [
     "LEVELS",
@@ -77,30 +77,10 @@ def patches_of(images: np.ndarray) -> Tensor:
 
 
 def merge_labels(scene: Scene) -> dict[str, np.ndarray]:
-    """What each of the N visual tokens shows, by name of read-out, [N]: see `fsr.minivlm.train_vision.patch_labels`."""
-    owner, o = scene.owner.reshape(-1), scene.objects
+    """What each of the N visual tokens shows, by name of read-out, [N]: see `fsr.minivlm.train_vision.labels_at`."""
     h, w = scene.owner.shape
-    times = np.bincount([x.kind for x in o], minlength=len(CLASSES))
-    at = {cell: x.kind for x in o for cell in x.cells}
-    kind = np.array([x.kind + 1 for x in o] + [0, 0])
-    color = np.array([x.color + 1 for x in o] + [0, 0])
-    count = np.array([min(times[x.kind], 4) - 1 for x in o] + [-100, -100])
-    around = np.full((4, len(o) + 2), -100)
-    for i, x in enumerate(o):
-        if not x.big:
-            ((r, c),) = x.cells
-            around[:, i] = [at.get((r + dr, c + dc), -1) + 1 for dr, dc in ((0, -1), (0, 1), (-1, 0), (1, 0))]
-    place = np.arange(h * w)
-    labels = {
-        "kind": kind[owner],
-        "color": np.where(owner >= 0, color[owner], 0),
-        "letter": scene.letter.reshape(-1),
-        "ground": np.where(owner == -1, scene.background, -100),
-        "row": ((place // w + 0.5) / h * BINS).astype(np.int64),
-        "column": ((place % w + 0.5) / w * BINS).astype(np.int64),
-        "count": count[owner],
-    }
-    return labels | {f"neighbor{d}": around[d][owner] for d in range(4)}
+    row, column = np.divmod(np.arange(h * w), w)
+    return labels_at(scene, *(((at + 0.5) / n * BINS).astype(np.int64) for at, n in ((row, h), (column, w))))
 
 
 def stacked(labels: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
