@@ -21,9 +21,10 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
+from fsr.methods.picture_budgets import Keep, per_picture
 from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
-from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
+from fsr.pipeline.inputs import check_pictures, ids_and_mask, picture_shapes, refuse_encoded
 from fsr.pipeline.positions import packed_prompts, place, policy_of, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
@@ -128,6 +129,7 @@ class Work:
         check_pictures(self.adapter, ids, carried)
         if self.resolution is not None:
             self.resolution.check(inputs)
+        keeps = self._budgets(inputs, ids) if seen is None else None
         packed = packed_prompts(inputs, ids, mask)
         if packed is not None and call == "generate":
             raise UsageError("generate cannot go on from several packed prompts: give one prompt per row.")
@@ -167,7 +169,7 @@ class Work:
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
-        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered)
+        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered, keeps)
         wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
@@ -209,6 +211,15 @@ class Work:
         return Prepared(kwargs, report)
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _budgets(self, inputs: Mapping[str, Any], ids: Tensor) -> list[Keep] | None:
+        """Budgets per picture, in prompt order, as soon as they can be known: a mistake in them costs no tower run."""
+        keep = self.method.keep
+        shapes = picture_shapes(self.adapter, inputs, ids) if isinstance(keep, tuple) or callable(keep) else None
+        if shapes is None:
+            return None
+        runs = placeholder_units(ids, self.adapter.placeholder_ids()["image"], [s.tokens for s in shapes], "image")
+        return per_picture(keep, shapes, [run.row for run in runs])
 
     def _runs(self, ids: Tensor, encoded: list[Encoded]) -> list[list[Run]]:
         tokens = self.adapter.placeholder_ids()
