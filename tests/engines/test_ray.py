@@ -34,6 +34,7 @@ from fsr.cli import main
 from fsr.errors import FeatureError, UsageError
 from fsr.evaluation.question_set import build
 from fsr.methods import get
+from fsr.methods.picture_budgets import EachPrompt
 from fsr.serving.batch.inputs import Row, read_rows
 from fsr.serving.batch.job import SETTINGS, Job
 from fsr.serving.batch.results import SCHEMA, check_answered, part_file, read_parts, write_part
@@ -331,3 +332,14 @@ def test_folders_that_answer_another_input_are_refused(tmp_path):
 def test_the_tested_release_is_in_the_range_of_the_extra():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert version("ray").startswith("2.60.") and '"ray[data]>=2.60,<2.64"' in text
+
+
+def test_rows_of_several_pictures_with_a_budget_each(asked, tmp_path):
+    torch.set_num_threads(1)
+    job = Job(asked, tmp_path, get("fsr", keep=EachPrompt((0.5, 3))), device="cpu")
+    job.claim()
+    files = [row.image for row in read_rows(asked) if row.id not in BAD][:2]
+    two, one = (Row(str(len(f)), json.dumps(f), "what is the background ?", images=f) for f in (files, files[:1]))
+    replies = Worker(job).answers([two, one, two])
+    assert [r["tokens_after"] for r in replies] == [75, None, 75] and replies[0]["tokens_before"] == 288
+    assert "2 values and the prompt 1 picture" in replies[1]["error"] and replies[0]["keep"] == "0.5,3"
