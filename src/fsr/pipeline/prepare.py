@@ -25,7 +25,7 @@ from fsr.methods.picture_budgets import Keep, per_picture
 from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.inputs import check_pictures, ids_and_mask, picture_shapes, refuse_encoded
-from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
+from fsr.pipeline.positions import packed_prompts, place, policy_of, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
@@ -71,7 +71,7 @@ def prepare(
             model's first queries and keys, "embedding" from its word embeddings; or a file of `fsr calibrate` (*.json),
             or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
-            family.
+            family, and with 1-D positions keeps them where fewer than one visual token in twelve stays.
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
             keep then does not depend on later turns of a conversation.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
@@ -254,12 +254,9 @@ class Work:
         kwargs["mm_encoder_outputs"] = {
             e.modality: adapter.hand_over(e, c, [run.row for run in r]) for e, c, r in zip(encoded, chosen, runs)
         }
-        policy = adapter.position_policy if self.positions == "auto" else self.positions
-        if inputs.get("position_ids") is not None and self.positions == "auto":
-            policy = "original"
-        if packed is not None and self.positions == "original" and adapter.position_policy == "repack":
-            raise UsageError("packed prompts are numbered anew one by one: leave positions='auto' or 'repack'.")
         flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
+        counts = [(run.row, s.kept, s.total) for run, s in flat]
+        policy, anew = policy_of(adapter, self.positions, inputs, packed, counts)
         if all(s.kept == s.total == len(run.places) for run, s in flat):
             source = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             if inputs.get("position_ids") is None and adapter.positions(inputs) is not None:
@@ -273,9 +270,9 @@ class Work:
         kwargs["input_ids"] = gather(ids, source, self._pad_id())
         if inputs.get("attention_mask") is None and bool((source < 0).any()):
             kwargs["attention_mask"] = (source >= 0).long()
-        place(adapter, kwargs, inputs, mask, source, policy, call, packed)
+        place(adapter, kwargs, inputs, mask, source, policy, call, packed, anew)
         shorten_lengths(kwargs, source)
-        if policy == "original" and call == "generate" and not use_cache:
+        if policy != "repack" and call == "generate" and not use_cache:
             mask_one_column(kwargs, source, self._pad_id())
             source = torch.nn.functional.pad(source, (1, 0), value=-1)
         return kwargs, policy, source

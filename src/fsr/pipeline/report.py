@@ -74,7 +74,8 @@ class Report:
     columns: long [B, L'], the column of the user's prompt that each column of the shortened one was; -1 for filler.
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
-    positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
+    positions: "repack" or "original", "mixed" where rows of one batch differ; questions: one per batch row where
+        relevance was computed, else None.
     relevance: where it came from ("first-layer", "embedding", a text tower's name), "none" where it was not computed.
     in_llm: what methods inside the language model dropped after that, None where there is none.
     kernels: what ran the greedy loops: "cpu", "triton" or "plain" (torch loops, where neither of the others exists; on
