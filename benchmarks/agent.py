@@ -1,35 +1,36 @@
-"""An agent's prompt that grows by a screenshot a turn: tokens, KV cache and prefill per turn, unpruned and pruned.
+"""An agent's prompt that grows by a screenshot a turn, at true size: tokens, KV cache and time, unpruned and pruned.
 
-    python benchmarks/agent.py --config qwen3-vl-8b [--layers 4] [--turns 20] [--size 672 448] [--json out.json]
-    python benchmarks/agent.py --answers mini [--talks 50] [--turns 4]
+    OMP_NUM_THREADS=1 python benchmarks/agent.py --config qwen3-vl-2b [--at 20] [--size 512 768] [--layers 4]
+        [--json out.json]
 
-The first form builds the language model at true size with random weights and measures the last turn: a fresh prefill of
-the whole prompt unpruned, with one budget for all, and by age; then by age with the KV cache of the turn before
-(`Conversation`). The second asks the embedded model about the newest of many scenes and counts right answers at the
-same total of tokens: one budget for every picture against budgets by age.
+The model has random weights, which cost the same time. For every turn of `--at` the prompt of that turn is prefilled
+whole: unpruned, with one budget for all pictures, and by age (`by_age`, with the total of the one budget); then by age
+with the KV cache of the turn before it (`Conversation`). Pictures are encoded before; how long the tower takes for
+one stands beside. Two different screenshots alternate: time does not depend on what they show. On a
+CPU times are processor time, which other programs on the machine change little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers.utils import logging
 
-from fsr import FSR, prepare, prune
-from fsr.asking.load import load
-from fsr.evaluation.question_set import build
+from fsr import FSR, prepare
 from fsr.methods import by_age
 from fsr.methods.base import Method
+from fsr.methods.picture_budgets import KeepFor
 from fsr.pipeline.conversation import Conversation
-from fsr.pipeline.encode import encode
+from fsr.pipeline.encode import EncodedPrompt, encode
 from fsr.pipeline.kv_cache import cache_of
 from fsr.profiling.configs import named
 from fsr.profiling.inputs import synthetic
@@ -39,147 +40,151 @@ from fsr.profiling.visual import visual
 
 BY_AGE = by_age(newest=0.5, older=0.1, oldest=32)
 ASK = 40  # text tokens of a turn
+DIFFERENT = 2
 
 
-def prompts(config: Any, turns: int, size: tuple[int, int], dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The prompts of turns 1 to `turns`: each is the one before, a picture and a question longer."""
-    picture = visual(config, size)
-    parts = [synthetic(config, picture, size=size, text=ASK, dtype=dtype, seed=i) for i in range(turns)]
-    names = list(parts[0])
-    out = []
-    for turn in range(1, turns + 1):
-        along = {n: 1 if parts[0][n].dim() == 2 and n not in ("pixel_values", "image_grid_thw") else 0 for n in names}
-        out.append({n: torch.cat([p[n] for p in parts[:turn]], along[n]) for n in names})
-    return out
+def prompt(parts: list[dict[str, Any]], turns: int) -> dict[str, Any]:
+    """The prompt of a turn: the parts of all turns so far, one behind the other."""
+    chosen = [parts[i % len(parts)] for i in range(turns)]
+    return {n: torch.cat([p[n] for p in chosen], int(t.shape[0] == 1 and t.shape[1] > 3)) for n, t in parts[0].items()}
 
 
-def same_total(turns: int, tokens: int) -> float:
-    """The share that, given to every picture, keeps as many tokens as `by_age` does in the last turn."""
-    kept = sum(FSR(keep=1).budget(tokens, BY_AGE(i, turns, tokens, None)) for i in range(turns))
+def same_total(keep: KeepFor, turns: int, tokens: int) -> float:
+    """The share that, given to every picture, keeps as many tokens as `keep` does in a turn."""
+    kept = sum(FSR(keep=1).budget(tokens, keep(i, turns, tokens, None)) for i in range(turns))
     return kept / (turns * tokens)
 
 
+class Clock:
+    """Milliseconds of processor time (all threads) of the first forward inside a `with` block: of the whole model, and
+    of its language layers. On a GPU, where the processor waits, wall-clock time."""
+
+    def __init__(self, model: Any) -> None:
+        self.modules = (model, model.get_decoder())
+        self.now = process_time if model.device.type == "cpu" else perf_counter
+
+    def __enter__(self) -> Clock:
+        self.times: list[list[float]] = [[], []]
+        self._hooks = []
+        for module, times in zip(self.modules, self.times):
+            note = partial(_note, self.now, times)
+            self._hooks += [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self.ms, self.layers_ms = (1e3 * (times[1] - times[0]) for times in self.times)
+
+
+def _note(now: Callable[[], float], times: list[float], *_: Any) -> None:
+    if now is perf_counter:
+        torch.cuda.synchronize()
+    times.append(now())
+
+
+def turn(
+    model: Any, parts: list[dict[str, Any]], seen: EncodedPrompt, at: int, tokens: int, rounds: int
+) -> dict[str, Any]:
+    """All rows of one turn."""
+    share = same_total(BY_AGE, at, tokens)
+    methods: dict[str, Method] = {
+        "unpruned": FSR(keep=1.0, relevance="none"),
+        "one budget": FSR(keep=share, relevance="none"),
+        "by age": FSR(keep=BY_AGE, relevance="none"),
+    }
+    whole = prompt(parts, at)
+    encoded = seen.take([i % len(parts) for i in range(at)])
+    ready = {n: prepare(model, m, whole, encoded=encoded, question_for="newest") for n, m in methods.items()}
+    rows: dict[str, dict[str, Any]] = {n: {"ms": [], "layers_ms": []} for n in [*ready, "by age, continued"]}
+    for _ in range(rounds):
+        for name, prepared in ready.items():
+            with Clock(model) as clock:
+                output = model(**prepared.inputs, logits_to_keep=1, use_cache=True)
+            row = rows[name]
+            row["ms"].append(clock.ms)
+            row["layers_ms"].append(clock.layers_ms)
+            row["kv_MiB"] = cache_bytes(cache_of(output)) / 2**20
+            row |= {"visual_tokens": prepared.report.tokens_after, "columns": prepared.report.length_after}
+            del output
+            print(at, name, round(clock.ms), "ms", file=sys.stderr, flush=True)
+        if at > 1:
+            talk = Conversation(model, methods["by age"])
+            talk.generate(**prompt(parts, at - 1), max_new_tokens=1, do_sample=False)
+            with Clock(model) as clock:
+                talk.generate(**whole, max_new_tokens=1, do_sample=False)
+            row = rows["by age, continued"]
+            row["ms"].append(clock.ms)
+            row["layers_ms"].append(clock.layers_ms)
+            assert talk.last is not None
+            row |= {"visual_tokens": talk.last.tokens_after, "columns": talk.last.length_after - talk.reused}
+            print(at, "by age, continued", round(clock.ms), "ms", file=sys.stderr, flush=True)
+    rows = {n: row for n, row in rows.items() if row["ms"]}
+    for row in rows.values():
+        row |= {f"all_{n}": row[n] for n in ("ms", "layers_ms")} | {
+            n: statistics.median(row[n]) for n in ("ms", "layers_ms")
+        }
+    base = rows["unpruned"]
+    for row in rows.values():
+        row |= {"times_faster": base["ms"] / row["ms"], "layers_times_faster": base["layers_ms"] / row["layers_ms"]}
+        if "kv_MiB" in row:
+            row["kv_smaller"] = base["kv_MiB"] / row["kv_MiB"]
+            row["columns_fewer"] = base["columns"] / row["columns"]
+    return {"turn": at, "share_of_one_budget": share, "rows": rows}
+
+
 @torch.inference_mode()
-def prefill(model: Any, arguments: dict[str, Any]) -> tuple[float, Any]:
-    """Milliseconds of one forward over a prompt whose pictures are encoded, and its output."""
-    began = perf_counter()
-    output = model(**arguments, logits_to_keep=1, use_cache=True)
-    return 1e3 * (perf_counter() - began), output
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The last turn of a conversation at true size."""
+    """Every turn that was asked for."""
     config = named(args.config)
     if args.layers:
         shorten(config, args.layers)
+    size = tuple(args.size)
     model = random_model(config, args.device, torch.bfloat16)
-    made = prompts(config, args.turns, tuple(args.size), torch.bfloat16)
-    tokens = visual(config, tuple(args.size)).tokens
-    seen = encode(model, made[-1], FSR(keep=1, relevance="none"), relevance="none")
-    share = same_total(args.turns, tokens)
-    methods: dict[str, Method] = {
-        "unpruned": FSR(keep=1.0, relevance="none"),
-        f"one budget ({share:.3f})": FSR(keep=share, relevance="none"),
-        "by age": FSR(keep=BY_AGE, relevance="none"),
-    }
-    ready = {n: prepare(model, m, made[-1], encoded=seen, question_for="newest") for n, m in methods.items()}
-    rows: dict[str, dict[str, Any]] = {n: {"ms": []} for n in ready}
-    for _ in range(args.rounds):
-        for name, prepared in ready.items():
-            ms, output = prefill(model, prepared.inputs)
-            row = rows[name]
-            row["ms"].append(ms)
-            row["kv_MiB"] = cache_bytes(cache_of(output)) / 2**20
-            row["visual_tokens"], row["columns"] = prepared.report.tokens_after, prepared.report.length_after
-    talk = Conversation(model, methods["by age"])
-    talk.generate(**made[-2], max_new_tokens=1, do_sample=False)
-    clock: list[float] = []
-    handles = [
-        model.get_decoder().register_forward_pre_hook(lambda *a: clock.append(perf_counter())),
-        model.get_decoder().register_forward_hook(lambda *a: clock.append(perf_counter())),
+    picture = visual(config, size)
+    parts = [
+        synthetic(config, picture, size=size, text=ASK, dtype=torch.bfloat16, device=args.device, seed=i)
+        for i in range(DIFFERENT)
     ]
-    talk.generate(**made[-1], max_new_tokens=1, do_sample=False)
-    for handle in handles:
-        handle.remove()
-    assert talk.last is not None
-    rows["by age, continued"] = {
-        "ms": [1e3 * (clock[1] - clock[0])],
-        "visual_tokens": talk.last.tokens_after,
-        "columns": talk.last.length_after - talk.reused,
-    }
-    base = sorted(rows["unpruned"]["ms"])[args.rounds // 2]
-    for row in rows.values():
-        row["ms"] = sorted(row["ms"])[len(row["ms"]) // 2]
-        row["times_faster"] = base / row["ms"]
-        if "kv_MiB" in row:
-            row["kv_smaller"] = rows["unpruned"]["kv_MiB"] / row["kv_MiB"]
-            row["columns_fewer"] = rows["unpruned"]["columns"] / row["columns"]
+    method, both = FSR(keep=1, relevance="none"), prompt(parts, len(parts))
+    encode(model, parts[0], method, relevance="none")  # warm
+    now = process_time if args.device == "cpu" else perf_counter
+    began = now()
+    encode(model, parts[0], method, relevance="none")
+    tower = 1e3 * (now() - began)
+    print("tower", round(tower), "ms", file=sys.stderr, flush=True)
+    seen = encode(model, both, method, relevance="none")
     return {
         "config": args.config,
         "language_layers": config.get_text_config().num_hidden_layers,
-        "turns": args.turns,
-        "tokens_per_picture": tokens,
+        "size": list(size),
+        "tokens_per_picture": picture.tokens,
+        "text_tokens_per_turn": ASK,
         "threads": torch.get_num_threads(),
-        "rows": rows,
-    }
-
-
-@torch.inference_mode()
-def answers(args: argparse.Namespace) -> dict[str, Any]:
-    """Right answers of an embedded model about the newest of `turns` scenes, each asked about in its own turn."""
-    model, processor = load(args.answers, "cpu")
-    processor.tokenizer.model_max_length = 10**6
-    found = build("test", 0, 2000)
-    items = {item.scene: item for item in found.items}
-    scenes = sorted(items)[: args.talks * args.turns]
-    tokens = 144
-    share = same_total(args.turns, tokens)
-    methods = {"unpruned": None, "one budget": FSR(keep=share), "by age": FSR(keep=BY_AGE)}
-    right: dict[str, list[bool]] = {name: [] for name in methods}
-    for start in range(0, len(scenes) - args.turns + 1, args.turns):
-        asked = [items[n] for n in scenes[start : start + args.turns]]
-        chat: list[dict[str, Any]] = []
-        for item in asked:
-            picture = {"type": "image", "image": Image.fromarray(found.scenes[item.scene].image)}
-            chat.append({"role": "user", "content": [picture, {"type": "text", "text": item.question.text}]})
-            chat.append({"role": "assistant", "content": [{"type": "text", "text": item.question.answer}]})
-        inputs = dict(
-            processor.apply_chat_template(
-                chat[:-1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            )
-        )
-        for name, method in methods.items():
-            block = nullcontext() if method is None else prune(model, method, question_for="newest")
-            extra = {} if method is None else {"question": asked[-1].question.text}
-            with block:
-                out = model.generate(**inputs, **extra, max_new_tokens=4, do_sample=False)
-            said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-            right[name].append(said == asked[-1].question.answer)
-    return {
-        "model": args.answers,
-        "turns": args.turns,
-        "talks": len(right["unpruned"]),
-        "share_of_one_budget": share,
-        "accuracy": {name: 100 * sum(r) / len(r) for name, r in right.items()},
+        "torch": torch.__version__,
+        "rounds": args.rounds,
+        "tower_ms_per_picture": tower,
+        "turns": [turn(model, parts, seen, at, picture.tokens, args.rounds) for at in args.at],
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="qwen3-vl-8b")
+    parser.add_argument("--config", default="qwen3-vl-2b")
     parser.add_argument("--layers", type=int, help="build only so many language layers")
-    parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--size", type=int, nargs=2, default=(448, 672), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--at", type=int, nargs="+", default=[20], metavar="TURN", help="turns to measure")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 768), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--answers", metavar="MODEL", help="count right answers of an embedded model instead")
-    parser.add_argument("--talks", type=int, default=50)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.set_verbosity_error()
-    out = answers(args) if args.answers else measure(args)
-    for name, row in out.get("rows", {"": out}).items():
-        print(name, {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
+    out = measure(args)
+    for found in out["turns"]:
+        print(f"turn {found['turn']}, one budget: {found['share_of_one_budget']:.3f}")
+        for name, row in found["rows"].items():
+            print(f"  {name}:", {k: round(v, 2) for k, v in row.items() if isinstance(v, int | float)})
+    print("tower, one picture:", round(out["tower_ms_per_picture"]), "ms")
     if args.json:
         args.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/selection.py [--json out.json]
 
 CPU (one thread): Scan by the library against a plain torch loop that recomputes distances at every step, and against
-a plain greedy DPP loop; a batch of 32 images against one. What a GPU must show is in `benchmarks/gpu`.
+a plain greedy DPP loop; FSR's default rule against the default of 0.1 and against CDPruner, the look-alike mean by
+itself; a batch of 32 images against one. What a GPU must show is in `benchmarks/gpu`.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from functools import partial
 
 import torch
 
-from fsr.kernels import directions, dpp_tokens, farthest_tokens
-from fsr.methods import FSR
+from fsr.kernels import cosine, directions, dpp_tokens, farthest_tokens
+from fsr.methods import FSR, CDPruner
+from fsr.stages.evidence import shared
 from fsr.tokens import VisualTokens
 
+OF_0_1 = dict(focus_by="distinct", alpha=3, beta=0.5, max_focus=0.75)
 SIZES = [(576, 1024, 64), (2880, 1024, 320)]
 
 
@@ -90,6 +93,19 @@ def dpp_alone(features: torch.Tensor, quality: torch.Tensor, k: int) -> object:
     return dpp_tokens(directions(features), quality, k)
 
 
+def rules(
+    x: torch.Tensor, saliency: torch.Tensor, relevance: torch.Tensor, k: int, device: torch.device, repeats: int
+) -> dict[str, float]:
+    """Whole methods on one image, [1, N, D] and scores [1, N], and the mean over look-alikes alone."""
+    image = [VisualTokens(x[0], saliency[0], relevance[0])]
+    methods = (FSR(keep=k), FSR(keep=k, **OF_0_1), CDPruner(keep=k))
+    similarity = cosine(x)
+    runs = [*(partial(method, image) for method in methods), partial(shared, similarity, saliency, relevance)]
+    new, old, peer, means = clock_all(runs, device, repeats)
+    row = {"fsr_ms": new, "fsr_0.1_ms": old, "cdpruner_ms": peer, "look_alikes_ms": means}
+    return row | {"fsr/fsr_0.1": new / old, "fsr/cdpruner": new / peer}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,6 +141,7 @@ def main() -> None:
             "plain_dpp/dpp": dpp / fast_dpp,
             "same_picks": same,
         }
+        row |= rules(x, quality, torch.rand(1, n, device=device), k, device, args.repeats)
         out["sizes"].append({a: round(b, 3) if isinstance(b, float) else b for a, b in row.items()})
     method = FSR(keep=64)
     many = [

@@ -1,19 +1,21 @@
-"""The vLLM server with FSR against the same server without: latency and throughput at 1, 8 and 32 clients.
+"""The vLLM server on Qwen3-VL-2B's true shapes: what pruning brings to throughput and to the wait for the first token.
 
-    .venv-engines/bin/python benchmarks/serving.py [--keep 192,64] [--clients 1,8,32] [--json FILE]
+    .venv-engines/bin/python benchmarks/serving.py [--keep 0,64] [--side 512] [--clients 1,8,32] [--json FILE]
 
-Fewer tokens have been seen to halve throughput where pruning went in the way of batching, so both are measured, with
-real HTTP requests, every client waiting for its answer before it asks again. The model is of LLaVA-1.5's shape (576
-visual tokens) and small enough for a CPU: CLIP ViT-B at 384 pixels, a 0.3 B Llama, CLIP's text tower for relevance,
-all with random weights. Every request has another picture and another question, so no cache answers. Servers run one
-after another: compare ratios, and mind what else the machine does.
+One server answers all budgets, by the requests' own `fsr_keep` (0: unpruned), so rows of one run compare. Real HTTP
+requests that stream; every client waits for its answer before it asks again. `new`: every request has a picture of its
+own, so no cache answers. `again`: all requests of a row are about the same few pictures, each time with another
+question, which stands behind the picture. Weights are random (vLLM's `--load-format dummy`, bfloat16): time depends on
+shapes only. A run appends to FILE: long tables are made of short runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import http.client
 import json
-import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -26,82 +28,98 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "engines"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests" / "engines"), str(ROOT / "tests"), str(ROOT / "tests" / "shims")]
 
+import torchvision_schemas  # noqa: E402, F401  (before anything that imports torchvision)
 from server import Server, chat  # noqa: E402
 
 import tiny  # noqa: E402
 
-SIDE, PATCH, LONGEST = 384, 16, 16
+# Pixels that make one token (patches of 16, merged 2 x 2); the longest side; tokens of an answer; pictures of "again".
+UNIT, SIDE, LONGEST, FEW = 32, 768, 4, 4
+VOCABULARY = 151936
+MARKS = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
 # Without those that begin a turn.
 WORDS = [word for word in tiny.WORDS if not word.endswith(":")]
 
 
 def checkpoint(folder: Path) -> str:
-    """Save the model, its processor and its text tower."""
-    import torch
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPTextConfig,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaProcessor,
-    )
+    """Save config and processor of a Qwen3-VL-2B whose tokenizer knows one word per token; no weights."""
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-    from fsr.profiling.random_weights import random_model, random_twin
-    from fsr.signals.clip_twin import save_twin
-
-    words = len(tiny.SPECIAL) + len(tiny.WORDS)
-    vision = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=SIDE,
-        patch_size=PATCH, projection_dim=512,
+    words = ["<pad>", "<s>", "</s>", "<unk>", *MARKS, *tiny.WORDS]
+    words += [f"w{number}" for number in range(len(words), VOCABULARY)]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = dict(zip(["vision_bos_token", "image_token", "video_token", "vision_eos_token"], MARKS))
+    tokenizer = t.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=names, model_max_length=4096,
     )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=words, hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=16, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+    ids = dict(zip(MARKS, tokenizer.convert_tokens_to_ids(MARKS)))
+    vision = Qwen3VLVisionConfig(
+        depth=24, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048, patch_size=16,
+        num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17],
     )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tiny.SPECIAL.index("<image>"),
-        vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=(SIDE // PATCH) ** 2,
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5e6}
+    text = Qwen3VLTextConfig(
+        hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=4096, rope_parameters=rope,
+        tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    model = random_model(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
-    LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square),
-        tokenizer=tiny.word_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
-        image_token="<image>", num_additional_image_tokens=1, chat_template=tiny.CHAT_TEMPLATE,
+    t.Qwen3VLConfig(
+        text_config=text, vision_config=vision, image_token_id=ids[MARKS[1]], video_token_id=ids[MARKS[2]],
+        vision_start_token_id=ids[MARKS[0]], vision_end_token_id=ids[MARKS[3]], tie_word_embeddings=True,
+        architectures=["Qwen3VLForConditionalGeneration"], dtype="bfloat16",
     ).save_pretrained(folder)  # fmt: skip
-    clip = CLIPTextConfig(
-        vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8,
-        projection_dim=512,
-    )  # fmt: skip
-    twin = random_twin(model.model.vision_tower, config=clip)
-    twin.tokenizer = tiny.word_tokenizer(ends=True)
-    save_twin(folder, twin)
+    sizes = dict(patch_size=16, merge_size=2, temporal_patch_size=2)
+    sizes |= dict(size={"shortest_edge": 64 * 64, "longest_edge": SIDE * SIDE})
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    t.Qwen3VLProcessor(
+        image_processor=t.Qwen2VLImageProcessor(**sizes), video_processor=t.Qwen3VLVideoProcessor(**sizes),
+        tokenizer=tokenizer, chat_template=tiny.CHAT_TEMPLATE.replace("<image>", picture),
+    ).save_pretrained(folder)  # fmt: skip
     return str(folder)
 
 
-def load(server: Server, clients: int, each: int) -> dict[str, Any]:
-    """Every client asks `each` times, one request after another; seconds per request and requests per second."""
-    seconds: list[float] = []
-    usage: list[int] = []
-    rng = np.random.default_rng(clients)
+def stream(server: Server, body: dict[str, Any]) -> tuple[float, float, int]:
+    """One request: seconds to the first token and to the last, tokens of the prompt."""
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    where = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=1200)
+    began = time.perf_counter()
+    where.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = where.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"the server answered {answer.status}: {answer.read().decode()}")
+    first, prompt = 0.0, 0
+    for line in answer:
+        if not line.startswith(b"data: {"):
+            continue
+        # The server says nothing before it has the first token.
+        first = first or time.perf_counter() - began
+        prompt = (json.loads(line[6:]).get("usage") or {}).get("prompt_tokens", prompt)
+    where.close()
+    return first, time.perf_counter() - began, prompt
+
+
+def load(server: Server, keep: int, clients: int, requests: int, again: bool, side: int) -> dict[str, Any]:
+    """`requests` requests by `clients` clients about pictures of side x side pixels; latencies in seconds."""
+    tokens = (side // UNIT) ** 2
+    rng = np.random.default_rng([keep, clients, again])
+    drawn = [rng.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(FEW if again else requests)]
+    pictures = [Image.fromarray(pixels) for pixels in drawn]
     bodies = []
-    for number in range(clients * each):
-        picture = Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
-        question = " ".join(rng.choice(WORDS, 12)) + f" {number}"
-        bodies.append({**chat(question, picture, longest=LONGEST), "ignore_eos": True})
+    for number in range(requests):
+        question = " ".join(rng.choice(WORDS, 12))
+        body = chat(question, pictures[number % len(pictures)], longest=LONGEST, fsr_keep=keep)
+        bodies.append({**body, "ignore_eos": True})
+    took: list[tuple[float, float, int]] = []
 
     def client(mine: list[dict[str, Any]]) -> None:
         for body in mine:
-            began = time.perf_counter()
-            status, said = server.post(body)
-            if status != 200:
-                raise RuntimeError(f"the server answered {status}: {said}")
-            seconds.append(time.perf_counter() - began)
-            usage.append(said["usage"]["prompt_tokens"])
+            took.append(stream(server, body))
 
     threads = [threading.Thread(target=client, args=(bodies[i::clients],)) for i in range(clients)]
     began = time.perf_counter()
@@ -110,64 +128,86 @@ def load(server: Server, clients: int, each: int) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     whole = time.perf_counter() - began
-    if len(seconds) != clients * each:
+    if len(took) != requests:
         raise RuntimeError("some clients failed, see above")
+    firsts = [first for first, _, _ in took]
+    prompt = statistics.mean(length for _, _, length in took)
     return {
-        "requests": len(seconds),
-        "prompt_tokens": statistics.mean(usage),
-        "median_s": round(statistics.median(seconds), 3),
-        "p90_s": round(float(np.quantile(seconds, 0.9)), 3),
-        "requests_per_s": round(len(seconds) / whole, 3),
-    }
+        "pictures": "again" if again else "new", "tokens": tokens, "keep": keep, "clients": clients,
+        "requests": requests, "prompt_tokens": prompt, "visual_share": round((keep or tokens) / prompt, 3),
+        "requests_per_s": round(requests / whole, 3), "ttft_p50_s": round(float(np.quantile(firsts, 0.5)), 2),
+        "ttft_p95_s": round(float(np.quantile(firsts, 0.95)), 2),
+        "seconds_p50": round(statistics.median(last for _, last, _ in took), 2),
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; ratios against the unpruned row of the same run."""
+    whole = {(r["run"], r["pictures"], r["clients"]): r for r in rows if not r["keep"]}
+    rows = [r for r in rows if (r["run"], r["pictures"], r["clients"]) in whole]
+    lines = [
+        "| pictures | clients | tokens | visual share of the prompt | requests/s | TTFT p50 s | TTFT p95 s | "
+        "throughput | TTFT p50 shorter by |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in sorted(rows, key=lambda r: (r["pictures"] == "again", r["clients"], r["run"], r["keep"] or 1 << 20)):
+        w = whole[r["run"], r["pictures"], r["clients"]]
+        lines.append(
+            f"| {r['pictures']} | {r['clients']} | {r['keep'] or 'all'} of {r['tokens']} | {r['visual_share']:.0%} | "
+            f"{r['requests_per_s']:.3f} | {r['ttft_p50_s']:.2f} | {r['ttft_p95_s']:.2f} | "
+            f"{r['requests_per_s'] / w['requests_per_s']:.2f}x | {w['ttft_p50_s'] / r['ttft_p50_s']:.2f}x |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, append to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", default="192,64", help="budgets, separated by commas")
+    parser.add_argument("--keep", default="0,64", help="budgets, 0 for unpruned")
+    parser.add_argument("--side", type=int, default=512, help=f"pixels of a picture, a multiple of {UNIT} up to {SIDE}")
     parser.add_argument("--clients", default="1,8,32")
-    parser.add_argument("--requests", type=int, default=64, help="per number of clients (at least one per client)")
-    parser.add_argument("--json")
+    parser.add_argument("--pictures", default="new,again")
+    parser.add_argument("--requests", type=int, default=32, help="per row (at least one per client)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", action="store_true", help="print the table of the JSON file, measure nothing")
     args = parser.parse_args()
+    held: dict[str, Any] = {"model": "Qwen3-VL-2B, random weights, bfloat16", "tokens_out": LONGEST, "rows": []}
+    if args.json and args.json.exists():
+        held = json.loads(args.json.read_text(encoding="utf-8"))
+    if args.table:
+        print(table(held["rows"]))
+        return
 
     from fsr import FSR
     from fsr.serving.vllm import overrides
 
-    out: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "tokens_out": LONGEST, "rows": []}
+    # A time limit from outside ends the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    run, mine = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"), []
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint(Path(folder) / "model")
-        options = [
-            "--dtype",
-            "bfloat16",
-            "--max-model-len",
-            "1024",
-            "--max-num-seqs",
-            "32",
-            "--generation-config",
-            "vllm",
-        ]
-        for keep in [None, *map(int, args.keep.split(","))]:
-            # Stock vLLM cannot load towers as Transformers 5 saves them; keep=0 is the same server, unpruned.
-            given = overrides(FSR(keep=keep or 64), "LlavaForConditionalGeneration")
-            given["fsr"]["keep"] = keep or 0
-            with Server(model, Path(folder) / "log", *options, overrides=given) as server:
-                load(server, 1, 2)
+        given = overrides(FSR(keep=64), "Qwen3VLForConditionalGeneration")
+        # What every budget of a request fits into.
+        given["fsr"]["keep"] = 0
+        options = "--dtype bfloat16 --load-format dummy --max-model-len 1024 --max-num-seqs 32 --generation-config vllm"
+        options += " --trust-request-mm-kwargs --limit-mm-per-prompt"
+        limits = '{"image": 1, "video": 0}'
+        # Room for 32 unpruned prompts at once; all cores compute.
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        log = Path(folder) / "log"
+        with Server(model, log, *options.split(), limits, overrides=given, settings=settings) as server:
+            load(server, 0, 1, 1, False, args.side)
+            load(server, 64, 1, 1, True, args.side)
+            for pictures in args.pictures.split(","):
                 for clients in map(int, args.clients.split(",")):
-                    row = {"keep": keep, "clients": clients, **load(server, clients, max(1, args.requests // clients))}
-                    out["rows"].append(row)
-                    print(row, flush=True)
-    print("\n| tokens | clients | prompt | median s | p90 s | requests/s | times the throughput | median shorter by |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    base = {r["clients"]: r for r in out["rows"] if r["keep"] is None}
-    for r in out["rows"]:
-        b = base[r["clients"]]
-        print(
-            f"| {r['keep'] or 'all 576'} | {r['clients']} | {r['prompt_tokens']:.0f} | {r['median_s']:.2f} | "
-            f"{r['p90_s']:.2f} | {r['requests_per_s']:.2f} | {r['requests_per_s'] / b['requests_per_s']:.2f} | "
-            f"{b['median_s'] / r['median_s']:.2f}x |"
-        )
-    if args.json:
-        Path(args.json).write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+                    for keep in map(int, args.keep.split(",")):
+                        row = load(server, keep, clients, max(clients, args.requests), pictures == "again", args.side)
+                        mine.append({"run": run, **row})
+                        print(mine[-1], flush=True)
+                        if args.json:
+                            told = {**held, "rows": held["rows"] + mine}
+                            args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{table(mine)}")
 
 
 if __name__ == "__main__":

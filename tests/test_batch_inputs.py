@@ -12,6 +12,7 @@ import pytest
 from fsr.cli import main
 from fsr.errors import UsageError
 from fsr.methods import get
+from fsr.methods.picture_budgets import EachPrompt
 from fsr.serving.batch.inputs import Row, cut, read_rows
 from fsr.serving.batch.job import SETTINGS, Job
 
@@ -41,6 +42,15 @@ def test_ids_depend_on_the_row_alone(tmp_path):
     assert first["cat.png"] == turned["cat.png"] and first["dog.png"] == turned["dog.png"]
     other = read_rows(jsonl(tmp_path, cat | {"question": "b ?"}))[0].id
     assert len({*first.values(), other}) == 3
+
+
+def test_a_row_may_ask_about_several_pictures(tmp_path):
+    two = {"image": ["cat.png", "dog.png"], "question": "a ?"}
+    first, turned, bad = read_rows(jsonl(tmp_path, two, two | {"image": ["dog.png", "cat.png"]}, two | {"image": [7]}))
+    assert first.images == ["cat.png", "dog.png"] and first.image == '["cat.png", "dog.png"]' and first.id != turned.id
+    assert "must be text or a list of paths" in bad.error
+    job = Job(tmp_path, tmp_path / "out", get("fsr", keep=EachPrompt((0.5, 3))))
+    assert job.keep == "0.5,3" and len(job.each.values) == 2 and job.settings["fsr.keep"] == {"values": [0.5, 3]}
 
 
 def test_a_repeated_row_is_asked_twice_and_a_repeated_id_is_refused(tmp_path):

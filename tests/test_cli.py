@@ -2,6 +2,7 @@
 input."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -108,3 +109,50 @@ def test_keep_values():
     assert keep_value("64") == 64 and keep_value("0.11") == 0.11 and keep_value("11%") == 0.11
     with pytest.raises(BudgetError):
         keep_value("lots")
+
+
+def test_several_pictures_with_a_budget_each(capsys, tmp_path):
+    files = []
+    for i in (1, 2):
+        files += ["--image", str(tmp_path / f"{i}.png")]
+        bundled_scene(i).save(files[-1])
+    drawn = tmp_path / "kept.png"
+    status, out, _ = ask(capsys, *files, "--keep", "0.5,16", "--json", "--save", str(drawn))
+    result = json.loads(out)
+    assert status == 0 and [p["keep"] for p in result["pictures"]] == [72, 16]
+    width, height = Image.open(drawn).size
+    assert width > 1.5 * height
+    status, out, _ = ask(capsys, *files, "--keep", "9", "--method", "grid")
+    assert status == 0 and "picture 0: 9" in out and "picture 1: 9" in out and "uniform-grid" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--keep", "0.5,16"], "2 values and there is 1 picture"),
+        (["--keep", "0.5,"], "no number"),
+        (["--keep", "0.5,0", "--image", "a.png", "--image", "b.png"], "at least 1 token"),
+        (["--keep", "4,2", "--image", "a.png", "--image", "b.png", "--method", "fastv"], "one budget for all"),
+    ],
+)
+def test_bad_lists_are_refused_before_anything_is_loaded(capsys, monkeypatch, words, hint):
+    monkeypatch.setattr("fsr.asking.load.load", lambda *a: pytest.fail("loaded"))
+    status, out, err = ask(capsys, *words)
+    assert status == 2 and out == "" and err.count("\n") == 1 and hint in err
+
+
+def test_a_drop_inside_the_language_model_is_reported_as_what_is_left(capsys):
+    status, out, _ = ask(capsys, "--method", "fastv", "--keep", "16", "--json")
+    result = json.loads(out)
+    assert status == 0 and result["method"] == "fastv" and result["keep"] == 16 == len(result["kept_rows"])
+    assert result["n_tokens"] == 144 and result["in_llm"]["entered"] == [144]
+    assert result["in_llm"]["drops"] == [{"method": "fastv", "layer": 2, "kept": [16]}]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_states_each_default_once(capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text and "(default: False)" not in text
+    assert not re.search(r"\(default: [^)]*\) \(default:", text)

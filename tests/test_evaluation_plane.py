@@ -6,6 +6,8 @@ import torch
 
 from fsr.cli import main
 from fsr.errors import UsageError
+from fsr.evaluation.plane import plane_of
+from fsr.evaluation.plane_tables import plane_tables
 from fsr.evaluation.plane_verdict import Plane, sign_flips, verdict
 from fsr.evaluation.qualities import (
     RELEVANCE,
@@ -16,6 +18,7 @@ from fsr.evaluation.qualities import (
     poorer_saliency,
     smooth_noise,
 )
+from fsr.evaluation.tables import heading, points
 from fsr.evaluation.trials import trials_of
 from fsr.stages.evidence import agreement, lift, shared
 from fsr.tokens import Geometry
@@ -80,6 +83,71 @@ def test_verdict_counts_what_beats_fsr_and_by_how_much_it_leads():
     assert "late" not in found["fsr_minus"] and found["means"]["late"]["all"] == 1
 
 
+def test_tables_of_the_plane():
+    """Every number of the tables is one of the result's."""
+    names, keeps = ("fsr", "other", "late"), (16, 4)
+    rng = np.random.default_rng(1)
+    rate = {"fsr": 0.9, "other": 0.6, "late": 0.95}
+    right, results = {}, []
+    for name in names:
+        for keep in keeps:
+            for q in plane():
+                key = f"{name}-{keep}-{q.relevance}-{q.saliency}"
+                bits = rng.random(400) < rate[name] - (0.2 if q.relevance == "chance" else 0)
+                right[key] = "".join("01"[int(b)] for b in bits)
+                row = {"method": name, "keep": keep, "relevance": q.relevance, "saliency": q.saliency}
+                results.append({**row, "other_budget": name == "late", "runs": [key], "accuracy": float(bits.mean())})
+    result = {
+        "unpruned": {"accuracy": {"value": 0.97}},
+        "text_alone": 0.151,
+        "relevance": list(RELEVANCE),
+        "saliency": list(SALIENCY),
+        "pointing": {**dict.fromkeys(RELEVANCE, 0.5), "chance": None},
+        "right": right,
+        "pictures": list(np.repeat(np.arange(100), 4)),
+        "results": results,
+    }
+    result["verdict"] = verdict(plane_of(result))
+    tables = plane_tables(result)
+    means = next(iter(tables.values()))
+    assert [row[0] for row in means] == ["accuracy, %", "unpruned", "late", "**fsr**", "other", "text alone"]
+    assert means[1][1] == "97.0" and means[-1][1:] == ["15.1", "-", "-"]
+    of = lambda name, keep: [r["accuracy"] for r in results if (r["method"], r["keep"]) == (name, keep)]
+    clean = next(r["accuracy"] for r in results if (r["method"], r["keep"]) == ("fsr", 4))
+    assert means[3][3] == f"{100 * clean:.1f} / {100 * np.mean(of('fsr', 4)):.1f}"
+    assert means[3][1] == f"{100 * np.mean(of('fsr', 4) + of('fsr', 16)):.1f}"
+    cells = next(rows for title, rows in tables.items() if title.startswith("other:"))
+    assert cells[0] == ["accuracy, %", "100 (50 %)", "97 (50 %)", "66 (50 %)", "32 (50 %)", "chance"]
+    assert [row[0] for row in cells[1:]] == list(SALIENCY)
+    cell = [r["accuracy"] for r in results if (r["method"], r["relevance"], r["saliency"]) == ("other", "32", "sinks")]
+    assert cells[3][4] == f"{100 * np.mean(cell):.1f}"
+    words = dict(tables["Verdict"])
+    assert (
+        words["method and cell where one before the language model beats FSR (McNemar p < 0.01)"] == "0 over 30 cells"
+    )
+    lead = result["verdict"]["lead"]["value"]
+    assert f"{100 * lead:+.2f} (" in words["FSR minus the best other (other), plane and all budgets"]
+    assert "FSR minus late, mean over the plane" not in words  # another budget is no rival
+    assert all(set(map(len, rows)) == {len(rows[0])} for rows in tables.values())
+
+
+def test_differences_and_headings():
+    assert [points(v) for v in (-0.0004, 0.0, 0.0004, -0.01, 0.0104)] == ["+0.0", "+0.0", "+0.0", "-1.0", "+1.0"]
+    assert points(0.0095, 2) == "+0.95"
+    about = {
+        "questions": {"count": 8, "pictures": 2, "split": "test", "seed": 0, "sha256": "a" * 64, "note": None},
+        "model": {"sha256": "b" * 64},
+        "date": "2026-11-26",
+        "unpruned": {"accuracy": {"value": 1.0}},
+        "solved_kinds": ["count"],
+    }
+    poor = {"relevance": "66", "saliency": "tower"}
+    assert "Relevance: CLIP text tower." in heading({**about, "relevance": "CLIP text tower", "quality": poor})
+    assert "relevance 66, saliency tower" in heading({**about, "source": "CLIP text tower", "quality": poor})
+    assert "relevance 66 (read by no method here)" in heading({**about, "relevance": "none", "quality": poor})
+    assert "Signals" not in heading({**about, "source": "none", "quality": {"relevance": "100", "saliency": "tower"}})
+
+
 def test_sign_flips_of_nothing_and_of_much():
     pictures = np.arange(50)
     assert sign_flips(np.zeros(50), pictures) == 1
@@ -97,6 +165,20 @@ def test_evidence_is_shared_among_look_alikes():
     assert float(other[0, 7]) > 0.99
     assert float(agreement(spike, one)) < 0.2 < 0.9 < float(agreement(lonely, other))
     assert float(agreement(torch.ones(1, 10), torch.ones(1, 10))) == 1
+
+
+def test_evidence_in_blocks_of_rows():
+    """More tokens than one block holds: the means are those of the formula, equal tokens have equal ones, and nothing
+    depends on the batch."""
+    units = torch.nn.functional.normalize(torch.randn(2, 900, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    units[0, 899] = units[0, 5]
+    cosines, score = units @ units.mT, torch.rand(2, 900)
+    weight = (cosines.double() / 0.1).softmax(-1)
+    (mean,) = shared(cosines, score)
+    torch.testing.assert_close(mean.double(), (weight * score.double()[:, None]).sum(-1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(shared(cosines[1:], score[1:])[0][0], mean[1])
+    same = torch.ones(1, 700, 700)
+    assert len(shared(same, score[:1, :700])[0].unique()) == 1
 
 
 def test_lift_rises_with_the_share():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from fsr.asking.answer import answer
@@ -18,6 +19,7 @@ from fsr.evaluation.comparison import compare
 from fsr.evaluation.qualities import Quality
 from fsr.evaluation.question_set import build
 from fsr.evaluation.runner import Runner
+from fsr.evaluation.tables import comparison_tables
 from fsr.evaluation.trials import BASELINES, Trial, contenders, trials_of, unpruned
 from fsr.methods import FSR, HAWK, available
 from fsr.minivlm.build import build_clip, build_llava
@@ -214,6 +216,26 @@ def test_methods_inside_the_language_model_answer_as_alone(loaded, questions, ru
             *loaded, questions.picture(item.scene), item.question.text, trial.method, relevance="none", max_new_tokens=4
         )
         assert run[i].answer == alone.text
+
+
+def test_a_shrunk_picture(loaded, questions, runner):
+    """The model's own answers about pictures made small by hand; the budget is no rival's."""
+    (trial,) = trials_of("shrunk", KEEP)
+    (run,) = runner.run([trial])
+    model, processor = loaded
+    for i in range(0, len(questions), 8):
+        item = questions.items[i]
+        small = questions.picture(item.scene).resize((42, 42), Image.Resampling.BICUBIC)  # 144 * sqrt(12 / 144)
+        assert run[i].answer == answer(model, processor, small, item.question.text, None, max_new_tokens=4).text
+        assert run[i].kept == 144  # a processor of fixed size enlarges it again
+    assert trial.other_budget and trial.settings["shrunk"] and trial.key.startswith("shrunk-")
+    assert trials_of("grid", KEEP)[0].key != trial.key and "shrunk" not in trials_of("grid", KEEP)[0].settings
+    with pytest.raises(UsageError, match="no option"):
+        trials_of("shrunk:seed=1", KEEP)
+    result = compare(runner, ["fsr", "shrunk"], [KEEP])
+    tables = comparison_tables(result)
+    assert any(row[0] == "shrunk" for row in tables[next(iter(tables))])
+    assert not any(row[0] == "shrunk" for title in tables if title.startswith("Where") for row in tables[title])
 
 
 def test_contenders():

@@ -123,8 +123,9 @@ def test_row_of_a_batch_equals_row_alone(name, budget, feature):
             one = model.generate(**inputs, **GREEDY)
             alone, width = inputs["input_ids"].shape[1], batch["input_ids"].shape[1]
             assert torch.equal(one.sequences[0, alone:], together.sequences[row, width:])
+            near = 2e-4 if name.startswith("qwen3.5") else 5e-5  # recurrent layers sum up the rounding of all columns
             for a, b in zip(one.logits, together.logits):
-                assert (a[0] - b[row]).abs().max() <= 5e-5 * a.abs().max()
+                assert (a[0] - b[row]).abs().max() <= near * a.abs().max()
             if sum(rows[row]):
                 mine = [s for s, r in zip(all_chosen.selections, all_chosen.rows) if r == row]
                 assert [s.rows.tolist() for s in mine] == [s.rows.tolist() for s in pruned.last.selections]

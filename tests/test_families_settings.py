@@ -17,6 +17,7 @@ from fsr.adapters import find
 from fsr.adapters.internvl import mosaic
 from fsr.adapters.llava_next import five_tiles
 from fsr.adapters.smolvlm import tile_grids
+from fsr.methods import CDPruner
 from fsr.methods.base import Signal
 
 GREEDY = dict(max_new_tokens=3, do_sample=False)
@@ -110,6 +111,30 @@ def test_no_text_tower_means_no_relevance_and_says_so(name, feature):
     with pytest.raises(RelevanceError, match="processor"):
         prepare(model, FSR(keep=3), inputs, "red car", relevance="embedding")
     feature(name, "relevance: none by default, embedding as an option")
+
+
+def test_a_convolutional_tower_has_no_saliency():
+    """Gemma 3n: one line for FSR, and what that line advises works."""
+    model, inputs = families.model_of("gemma3n"), families.prompts("gemma3n", [(1, 0)])
+    before = set(model.__dict__)
+    with pytest.raises(UnsupportedModelError, match="no saliency to read"):
+        prepare(model, FSR(keep=3), inputs)
+    report = prepare(
+        model, CDPruner(keep=3), inputs, "red car", relevance="first-layer", processor=tiny.word_tokenizer()
+    ).report
+    assert [s.kept for s in report.selections] == [3] and report.selections[0].relevance is not None
+    assert set(model.__dict__) == before
+
+
+@torch.no_grad()
+def test_merged_features_pass_the_last_projection_of_llama4():
+    """Transformers projects what is handed over: the language model sees what the method made."""
+    model, inputs = families.model_of("llama4"), families.prompts("llama4", [(2, 0)], seed=1)
+    prepared = prepare(model, FSR(keep=5, relevance="none", max_focus=0.2), inputs)
+    seen = model.multi_modal_projector(prepared["mm_encoder_outputs"]["image"].last_hidden_state).flatten(0, -2)
+    wanted = torch.cat([s.features for s in prepared.report.selections])
+    merged = [int((s.merged_into >= 0).sum()) for s in prepared.report.selections]
+    assert sum(merged) > 0 and torch.allclose(seen, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava-next", "llava-next-video"])

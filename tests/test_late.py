@@ -36,6 +36,18 @@ def test_the_first_of_the_order_stay(name):
     assert lengths[-1] == lengths[0] - sum(s.kept - 2 for s in pruned.last.selections)
 
 
+def test_shapes_per_layer_do_not_depend_on_what_the_pictures_show():
+    model, found = model_of("qwen2.5-vl"), []
+    for seed in (1, 2):
+        inputs = families.prompts("qwen2.5-vl", [(2, 0)])
+        noise = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(seed))
+        inputs["pixel_values"] = noise.to(inputs["pixel_values"].dtype)
+        with prune(model, BEFORE | Late({1: 2})):
+            out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        found.append([layer.keys.shape for layer in out.past_key_values.layers])
+    assert found[0] == found[1] and found[0][0] != found[0][-1]
+
+
 def test_none_left_equals_the_text_alone_from_there_on():
     """After a drop of everything the last layers hold text only, and later steps count positions as before."""
     model, inputs = model_of("llava"), families.prompts("llava", [(1, 0)])

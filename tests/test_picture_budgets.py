@@ -9,9 +9,11 @@ import torch
 
 import families
 from fsr import FSR, prepare, prune
+from fsr.adapters import find
 from fsr.errors import BudgetError, RelevanceError, UsageError
 from fsr.methods import CDPruner, by_age
-from fsr.methods.picture_budgets import per_picture
+from fsr.methods.picture_budgets import EachPrompt, Shape, per_picture
+from fsr.pipeline.inputs import picture_shapes
 from fsr.tokens import Geometry, VisualTokens
 
 PLAIN = dict(relevance="none")
@@ -130,6 +132,35 @@ def test_budgets_that_do_not_fit_leave_the_model_alone(keep, words):
     assert model.__dict__.keys() == before.keys()
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl", "qwen3-vl", "glm4v"])
+def test_where_sizes_tell_budgets_are_known_before_the_tower_runs(name):
+    model, inputs = families.model_of(name), families.prompts(name, [(2, 0), (1, 0)])
+    adapter = find(model)
+    shapes = picture_shapes(adapter, inputs, inputs["input_ids"])
+    seen = prepare(model, FSR(keep=1.0, **PLAIN), inputs).report.selections
+    assert [(s.tokens, s.size) for s in shapes] == [(s.total, s.geometry.grid) for s in seen]
+    runs = []
+    handle = adapter.vision_tower.register_forward_hook(lambda *a: runs.append(1))
+    for keep in ([3, 2], lambda number, of, tokens, size: "many"):
+        with pytest.raises(BudgetError):
+            prepare(model, FSR(keep=keep, **PLAIN), inputs)
+    handle.remove()
+    assert not runs
+
+
+def test_one_list_for_every_prompt_of_a_batch():
+    model = families.model_of("llava")
+    keep = EachPrompt((3, 0.5))
+    assert str(keep) == "3,0.5"
+    report = prepare(model, FSR(keep=keep, **PLAIN), families.prompts("llava", [(2, 0), (2, 0)])).report
+    half = round(0.5 * report.selections[1].total)
+    assert kept(report) == [3, half, 3, half]
+    with pytest.raises(BudgetError, match="2 values and the prompt 1 picture:"):
+        prepare(model, FSR(keep=keep, **PLAIN), families.prompts("llava", [(2, 0), (1, 0)]))
+    with pytest.raises(BudgetError, match="no share"):
+        EachPrompt((1.5, 2))
+
+
 @pytest.mark.parametrize(("values", "words"), [((0.5, 0.1, 0), "keeps nothing"), ((2.0, 0.1, 3), "no share")])
 def test_bad_ages(values, words):
     with pytest.raises(BudgetError, match=words):
@@ -142,7 +173,7 @@ def test_one_budget_is_asked_of_many():
     with pytest.raises(BudgetError, match="a single keep"):
         FSR(keep=[1, 2]).budget(10)
     tokens = VisualTokens(torch.randn(6, 4), torch.rand(6), geometry=Geometry.raster(2, 3))
-    assert per_picture((2, 3), [tokens, tokens], [0, 0]) == [2, 3]
+    assert per_picture((2, 3), [Shape.of(tokens)] * 2, [0, 0]) == [2, 3]
 
 
 # ----------------------------------------------------------------------------------------------------- the question

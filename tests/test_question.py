@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from fsr import FSR, ClipTwin, QuestionError, prepare
-from fsr.signals.question import cut_question, extract_questions, questions_of
+from fsr.signals.question import cut_question, extract_questions, own_questions, questions_of
 from fsr.signals.turn_frame import TurnFrame, turn_frame
 
 VICUNA = TurnFrame("USER: ", " ASSISTANT:")
@@ -357,3 +357,23 @@ def test_a_note_says_when_the_text_tower_cut_the_question(llava, processor, sing
         report = prepare(llava, FSR(keep=4), single, question, processor=processor, relevance=twin).report
         said = [n for n in report.notes if "pieces" in n]
         assert bool(said) == (pieces > 1) and all(f"{pieces} pieces" in n for n in said)
+
+
+def test_each_picture_s_own_turn():
+    """Two pictures side by side, a turn without one, a picture behind: each is asked about by its own turn."""
+    processor, image = tiny.llava_processor(), tiny.SPECIAL.index("<image>")
+    turns = [("where is the cat ?", 2), ("what colour is the dog ?", 0), ("a red car", 1), ("where is it ?", 0)]
+
+    def own(chat):
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return own_questions(processor, processor.tokenizer(text)["input_ids"], {image})
+
+    for shown in (1, 2, 3, 4):
+        expected = ["where is the cat ?"] * 2 + ["a red car"] * (shown > 2)
+        assert own(tiny.chat(*turns[:shown], answers=("yes", "red", "no")[: shown - 1])) == expected
+    assert own(tiny.chat(("where is the cat ?", 0))) == []
+    assert own(tiny.chat(("", 1), ("where is it ?", 0), answers=("yes",))) == [""]
+    for template in (None, "{% for m in messages %}{% for c in m['content'] %}{{ c.text }}{% endfor %}{% endfor %}"):
+        processor.chat_template = processor.tokenizer.chat_template = template
+        with pytest.raises(QuestionError, match="does not mark where"):
+            own_questions(processor, [image, 7], {image})

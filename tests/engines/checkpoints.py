@@ -29,7 +29,10 @@ TEXT: dict[str, Any] = dict(
 
 def save(name: str, folder: Path) -> str:
     """The folder of a saved checkpoint: model and processor."""
-    build = {"llava-next": _llava_next, "internvl": _internvl, "gemma3": _gemma3, "llava-onevision": _onevision}
+    build = {
+        "llava-next": _llava_next, "internvl": _internvl, "gemma3": _gemma3, "llava-onevision": _onevision,
+        "gemma4": _gemma4,
+    }  # fmt: skip
     model, processor = build[name]() if name in build else _qwen(name)
     tiny.sharpen(model, seed=3, scale=6.0)
     model.save_pretrained(folder)
@@ -67,9 +70,10 @@ def _llava_next() -> tuple[Any, Any]:
 
 def _qwen(name: str) -> tuple[Any, Any]:
     """Every Qwen: one kind of language model, four kinds of towers."""
-    stem = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL", "qwen3-vl-moe": "Qwen3VLMoe"}[
-        name
-    ]
+    stem = {
+        "qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL", "qwen3-vl-moe": "Qwen3VLMoe",
+        "qwen3.5": "Qwen3_5", "qwen3.5-attention": "Qwen3_5",
+    }[name]  # fmt: skip
     vision: dict[str, Any] = dict(
         depth=4, num_heads=2, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, hidden_size=64,
     )  # fmt: skip
@@ -82,9 +86,16 @@ def _qwen(name: str) -> tuple[Any, Any]:
         vision |= dict(fullatt_block_indexes=[1, 3])
     else:
         vision |= dict(intermediate_size=48, out_hidden_size=64, num_position_embeddings=64)
-        vision |= dict(deepstack_visual_indexes=[0, 2])
         language |= dict(head_dim=32, num_hidden_layers=3)
         rope["mrope_interleaved"] = True
+    if name.startswith("qwen3-vl"):
+        vision |= dict(deepstack_visual_indexes=[0, 2])
+    if name.startswith("qwen3.5"):
+        # vLLM's kernels for CPUs know the recurrent layers in bfloat16 only; in float32 all layers have attention.
+        rope["partial_rotary_factor"] = 1.0
+        kinds = ["full_attention"] if name == "qwen3.5-attention" else ["linear_attention", "full_attention"]
+        language |= dict(num_hidden_layers=4, layer_types=kinds * (4 // len(kinds)))
+        language |= dict(linear_num_key_heads=2, linear_num_value_heads=4)
     if name == "qwen3-vl-moe":
         language |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True)
     config = getattr(t, f"{stem}Config")(
@@ -92,7 +103,7 @@ def _qwen(name: str) -> tuple[Any, Any]:
         vision_start_token_id=families.OPEN, vision_end_token_id=families.CLOSE,
         architectures=[f"{stem}ForConditionalGeneration"],
     )  # fmt: skip
-    processor = torchvision_families.processor_of("qwen3-vl" if name == "qwen3-vl-moe" else name)
+    processor = torchvision_families.processor_of(name if name.startswith("qwen2") else "qwen3-vl")
     return getattr(t, f"{stem}ForConditionalGeneration")(config), processor
 
 
@@ -124,6 +135,25 @@ def _gemma3() -> tuple[Any, Any]:
         told["model"]["vocab"]["\n" * breaks] = number
     processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
     return t.Gemma3ForConditionalGeneration(config), processor
+
+
+def _gemma4() -> tuple[Any, Any]:
+    """Embeddings per layer, shared keys and values, sliding windows."""
+    vision = t.Gemma4VisionConfig(
+        hidden_size=64, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=32, patch_size=4, pooling_kernel_size=2, position_embedding_size=64, standardize=False,
+        default_output_length=70,
+    )  # fmt: skip
+    language = t.Gemma4TextConfig(
+        **{**TEXT, "num_hidden_layers": 4, "eos_token_id": 2}, head_dim=32, global_head_dim=64, sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2,
+        vocab_size_per_layer_input=families.VOCAB, hidden_size_per_layer_input=8, final_logit_softcapping=30.0,
+    )  # fmt: skip
+    config = t.Gemma4Config(
+        vision_config=vision, text_config=language, image_token_id=families.IMAGE, video_token_id=families.VIDEO,
+        boi_token_id=families.OPEN, eoi_token_id=families.CLOSE, audio_token_id=77,
+    )  # fmt: skip
+    return t.Gemma4ForConditionalGeneration(config), torchvision_families.processor_of("gemma4")
 
 
 def _onevision() -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ pytest.importorskip("ray", reason="Ray is not installed (make test-engines): fsr
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from patience import SILENCE, Patience, stop, tail
 
 from fsr.asking.answer import answer
 from fsr.asking.images import open_image
@@ -33,6 +34,7 @@ from fsr.cli import main
 from fsr.errors import FeatureError, UsageError
 from fsr.evaluation.question_set import build
 from fsr.methods import get
+from fsr.methods.picture_budgets import EachPrompt
 from fsr.serving.batch.inputs import Row, read_rows
 from fsr.serving.batch.job import SETTINGS, Job
 from fsr.serving.batch.results import SCHEMA, check_answered, part_file, read_parts, write_part
@@ -80,31 +82,48 @@ def expected(asked):
     return found
 
 
-def command(asked, out, *more):
-    """As people start it: with nothing said to Ray."""
-    words = ["batch", str(asked), "--out", str(out), "--workers", "2", "--keep", "16", *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "fsr", *words],
-        start_new_session=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+class Run:
+    """`fsr batch` as people start it: with nothing said to Ray. Stopped (with an error) when it makes no progress."""
 
+    def __init__(self, asked, out, log):
+        words = ["batch", str(asked), "--out", str(out), "--workers", "2", "--keep", "16"]
+        self.out, self.log = out, log
+        with open(log, "w", encoding="utf-8") as told:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fsr", *words],
+                start_new_session=True,
+                env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+                stdout=told,
+                stderr=subprocess.STDOUT,
+            )
+        self.watch = Patience("fsr batch", self.process.pid, log)
 
-def after(process, out, parts):
-    """Wait until this many parts are there; the process and all that it has started."""
-    end = time.monotonic() + 90
-    while len(list(out.glob("part-*"))) < parts:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
+    def family(self, parts):
+        """Wait until this many parts are there; the process and all that it has started."""
+        while len(list(self.out.glob("part-*"))) < parts:
+            assert self.process.poll() is None, tail(self.log)
+            self._wait()
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+    def told(self):
+        """Wait for the end: what was printed."""
+        while self.process.poll() is None:
+            self._wait()
+        assert self.process.returncode == 0, tail(self.log)
+        return self.log.read_text(encoding="utf-8")
+
+    def _wait(self):
+        try:
+            self.watch.check()
+        except TimeoutError:
+            stop(self.process)
+            raise
         time.sleep(0.05)
-    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
 
 
 def gone(family):
     """Wait until none of these processes is left."""
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=SILENCE)
     assert not alive
 
 
@@ -127,14 +146,13 @@ def check(out, expected):
 
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(asked, expected, tmp_path):
     out = tmp_path / "out"
-    run = command(asked, out)
-    family = after(run, out, 4)
+    run = Run(asked, out, tmp_path / "log.txt")
+    family = run.family(4)
     workers = [p for p in family if "MapWorker" in " ".join(p.cmdline())]
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
     before = len(list(out.glob("part-*")))
-    told, errors = run.communicate(timeout=90)
-    assert run.returncode == 0, errors
+    told = run.told()
     assert before < len(list(out.glob("part-*"))) == 32  # there was work left to lose
     assert "504 rows: 500 answered, 4 with an error" in told and "144.0 -> 16.0" in told
     check(out, expected)
@@ -154,10 +172,10 @@ def cluster():
 
 def test_a_killed_run_goes_on_where_it_was_on_a_cluster_too(asked, expected, tmp_path, capsys, cluster):
     out = tmp_path / "out"
-    run = command(asked, out)
-    family = after(run, out, 4)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
+    run = Run(asked, out, tmp_path / "log.txt")
+    family = run.family(4)
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.process.wait()
     gone(family)
     first = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("part-*")}
     done = len(read_parts(out, ["id"])["id"])
@@ -314,3 +332,14 @@ def test_folders_that_answer_another_input_are_refused(tmp_path):
 def test_the_tested_release_is_in_the_range_of_the_extra():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert version("ray").startswith("2.60.") and '"ray[data]>=2.60,<2.64"' in text
+
+
+def test_rows_of_several_pictures_with_a_budget_each(asked, tmp_path):
+    torch.set_num_threads(1)
+    job = Job(asked, tmp_path, get("fsr", keep=EachPrompt((0.5, 3))), device="cpu")
+    job.claim()
+    files = [row.image for row in read_rows(asked) if row.id not in BAD][:2]
+    two, one = (Row(str(len(f)), json.dumps(f), "what is the background ?", images=f) for f in (files, files[:1]))
+    replies = Worker(job).answers([two, one, two])
+    assert [r["tokens_after"] for r in replies] == [75, None, 75] and replies[0]["tokens_before"] == 288
+    assert "2 values and the prompt 1 picture" in replies[1]["error"] and replies[0]["keep"] == "0.5,3"

@@ -87,11 +87,30 @@ FAMILIES = {
 }
 
 
+def growing_chats_keep_their_prefix(told):
+    """Each picture by the question of its own turn: as many tokens come from the cache as without pruning."""
+    for way in ("unpruned", "own", "a question per picture"):
+        assert [turn["cached"] for turn in told[way]] == [turn["possible"] for turn in told[way]], way
+        assert told[way][-1]["cached"] >= 96
+    # Another question for all in every turn: nothing behind the first picture's mark is known.
+    assert [turn["cached"] for turn in told["all"]] == 5 * [0] and told["all"][-1]["possible"] >= 96
+    # Known again once a newer picture takes the question.
+    assert told["newest"][2]["cached"] == 0 < told["newest"][3]["cached"] < told["newest"][3]["possible"]
+    # "own" is the list of the turns' questions: the same tokens, all from the cache.
+    again = told["own, written out"]
+    assert [turn["answer"] for turn in again] == [turn["answer"] for turn in told["own"]] and again[0]["cached"] >= 32
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, tmp_path):
     """Pictures of all shapes, text around them, two pictures, chunks of 48 with an edge inside a picture, cached
     prefixes, pruned beside unpruned beside text only: all equal to Transformers."""
     cases = told(family, tmp_path)
+    tower = cases.pop("the tower")
+    # The scheduler counts kept tokens, the tower works on all: no more at once than the scheduler would have allowed.
+    assert tower["pass"] <= max(tower["budget"], tower["picture"]) and tower["step"] > tower["budget"]
+    if (turns := cases.pop("turns", None)) is not None:
+        growing_chats_keep_their_prefix(turns)
     length = equal(cases)
     count = sum(name.startswith("budget/") for name in length)
     kept = [length[f"budget/{i}"] - length["budget/0"] + 1 for i in range(count)]

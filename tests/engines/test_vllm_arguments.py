@@ -100,6 +100,8 @@ def test_the_door_is_closed_to_everything_else():
         ({"mm_processor_kwargs": [3]}, None, "is an object"),
         ({"media_io_kwargs": {"video": {"num_frames": -1}}}, None, "does not take them"),
         ({"fsr_kepe": 3}, None, "did you mean fsr_keep"),
+        ({"keep": 3}, None, "unknown keep: did you mean fsr_keep"),
+        ({"FSR_KEEP": 3}, None, "unknown FSR_KEEP: did you mean fsr_keep"),
         ({"image_prune_rate": 0.5, "image_pruning_rates": 0.5}, None, "did you mean image_pruning_rate"),
         ({"model": "m@64", "fsr_keep": 3}, None, "contradict each other"),
         ({"model": "m@64"}, "65", "contradict each other"), ({"model": "m"}, "many", "X-FSR-Keep"),
@@ -144,8 +146,24 @@ def test_the_door_as_a_server_sees_it():
     seen, told = ask(b'{"fsr_kep": 3}')
     assert not seen and told[0]["status"] == 400
     assert "did you mean fsr_keep" in json.loads(told[1]["body"])["error"]["message"]
+    for name in (b"X-FSR-Kep", b"X-FSR-Question", b"FSR-Keep"):
+        seen, told = ask(b'{"model": "m"}', [(name, b"64")])
+        assert not seen and told[0]["status"] == 400 and b"did you mean X-FSR-Keep" in told[1]["body"]
     seen, told = ask(b" " * (LARGEST + 1))
     assert not seen and told[0]["status"] == 413
+
+
+def test_no_field_of_the_server_is_taken_for_a_slip():
+    """Near misses are looked for among all fields of a body."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines")
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
+        body = dict.fromkeys(kind.model_fields)
+        theirs = {name: None for name in body if name not in ("mm_processor_kwargs", "media_io_kwargs")}
+        assert len(body) > 40 and through(body) == theirs
 
 
 def test_budgets_are_judged_by_the_engine_s_own_rules():

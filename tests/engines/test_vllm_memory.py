@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import torch
 
+from fsr.methods import get
+from fsr.serving.vllm.failures import picked
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.settings import Request
+from fsr.tokens import Geometry, VisualTokens
 
 
 def chosen(whole, rows, merged=False):
@@ -39,6 +45,27 @@ def test_merged_tokens_are_kept_as_they_were():
     memory.put(Request(2, None, "aa"), first, whole)
     kept = memory.get(Request(2, None, "aa")).again(whole + 1)
     assert torch.equal(kept.features, first.features) and kept.features.dtype == torch.bfloat16
+
+
+def test_a_picture_that_cannot_be_chosen_from_costs_itself_only(caplog):
+    """NaN in the saliency of one of three pictures, newlines in another: the others are chosen as alone."""
+    torch.manual_seed(0)
+    method, failed = get("fsr", keep=4, relevance="none"), []
+    tally = SimpleNamespace(failed=lambda: failed.append(1))
+    structural = torch.arange(12) % 4 == 3
+    pictures = [tokens(), tokens(structural=structural), tokens()]
+    good = picked(method, [(p, 4, 4) for p in pictures], tally)
+    assert not failed
+    pictures[1].saliency[0] = torch.nan
+    with caplog.at_level(logging.ERROR, "vllm.fsr"):
+        made = picked(method, [(p, 4, 4) for p in pictures], tally)
+    assert failed == [1] and "saliency holds NaN" in caplog.text
+    assert all(torch.equal(made[i].rows, good[i].rows) for i in (0, 2))
+    assert made[1].rows.tolist() == [0, 2, 5, 8] and torch.equal(made[1].features, pictures[1].features[made[1].rows])
+
+
+def tokens(**more):
+    return VisualTokens(torch.randn(12, 4), torch.rand(12), geometry=Geometry.raster(3, 4), **more)
 
 
 def test_both_bounds_let_the_least_recently_used_go():

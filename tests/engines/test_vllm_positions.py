@@ -11,8 +11,10 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines")
 
+from fsr.errors import UsageError
 from fsr.serving.vllm.mrope import MRopeVision, pack_places, unpack_places
-from fsr.serving.vllm.vision import passes
+from fsr.serving.vllm.settings import EngineSettings
+from fsr.serving.vllm.vision import PrunedVision, passes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -28,6 +30,14 @@ def test_passes_stay_within_the_tower_s_budget():
     assert passes([900, 100, 950, 40, 10], 1000) == [(0, 2), (2, 5)]
     assert passes([5000, 10, 5000], 1000) == [(0, 1), (1, 2), (2, 3)]  # one that is larger goes alone
     assert passes([], 1000) == []
+
+
+@pytest.mark.parametrize("relevance", ["first-layer", "embedding"])
+def test_whole_weights_are_not_read_with_tensor_parallelism(relevance):
+    made = EngineSettings.of(SimpleNamespace(fsr={"relevance": relevance}), True)
+    model = SimpleNamespace(fsr_settings=made, _fsr_tensor_parallel=2, tower_name="tower", tower=None)
+    with pytest.raises(UsageError, match="not with tensor parallelism"):
+        PrunedVision._scorer(model)
 
 
 @dataclass(frozen=True)

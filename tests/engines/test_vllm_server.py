@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines")
 
+from patience import SILENCE
 from PIL import Image
 from server import Server, chat
 
@@ -113,7 +114,7 @@ def test_the_client_of_the_docs(server, pictures, tmp_path, monkeypatch):
 
 def test_metrics_of_the_engine_on_the_server_s_page(server, pictures):
     assert server.post(chat(QUESTIONS[0], pictures[3], fsr_keep=5))[0] == 200
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=SILENCE) as answer:
         lines = answer.read().decode().splitlines()
     found = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("fsr:")}
     assert found["fsr:visual_tokens_kept_total"] >= 5

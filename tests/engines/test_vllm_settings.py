@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from fsr import FSR
+from fsr.adapters.gemma4 import Gemma4Adapter
+from fsr.adapters.internvl import InternVLAdapter
+from fsr.adapters.qwen3_vl import Qwen3VLAdapter
 from fsr.errors import BudgetError, QuestionError, RelevanceError, UnsupportedModelError, UsageError
 from fsr.methods import get
 from fsr.methods.picture_budgets import by_age
 from fsr.serving.vllm import ARCHITECTURES, overrides
 from fsr.serving.vllm.arguments import others
+from fsr.serving.vllm.checkpoints import OPT_IN, check_model_type
 from fsr.serving.vllm.settings import EngineSettings, Request
 from fsr.signals.calibration import RelevanceCalibration, load_calibration
 
@@ -45,10 +49,32 @@ def test_overrides_carry_a_method():
     with pytest.raises(UnsupportedModelError, match="LlavaNextForConditionalGeneration") as refused:
         overrides(FSR(keep=8), "GemmaForCausalLM")
     assert all(name in str(refused.value) for name in ARCHITECTURES)
-    with pytest.raises(UnsupportedModelError, match="bfloat16 only"):
-        overrides(FSR(keep=8), "Qwen3_5ForConditionalGeneration")
+    with pytest.raises(UnsupportedModelError, match="ends in -hf"):
+        overrides(FSR(keep=8), "InternVLChatModel")
     with pytest.raises(UsageError, match="does not prune before"):
         overrides(get("fastv", keep=8), "LlavaForConditionalGeneration")
+
+
+def test_a_checkpoint_of_another_family_is_refused_in_one_line():
+    check_model_type(SimpleNamespace(model_type="internvl"), InternVLAdapter)
+    for kind, hint in [("internvl_chat", "ends in -hf"), ("llava", "name the FSR... class")]:
+        with pytest.raises(UnsupportedModelError, match=hint) as refused:
+            check_model_type(SimpleNamespace(model_type=kind), InternVLAdapter)
+        assert "\n" not in str(refused.value)
+
+
+def test_families_that_no_device_has_shown_are_refused_by_name(monkeypatch):
+    monkeypatch.delenv(OPT_IN, raising=False)
+    for kind, adapter in [("qwen3_5", Qwen3VLAdapter), ("qwen3_5_moe", Qwen3VLAdapter), ("gemma4", Gemma4Adapter)]:
+        with pytest.raises(UnsupportedModelError, match=f"{kind} inside vLLM(.*){OPT_IN}=1"):
+            check_model_type(SimpleNamespace(model_type=kind), adapter)
+    for architecture in ("Qwen3_5ForConditionalGeneration", "Gemma4ForConditionalGeneration"):
+        with pytest.raises(UnsupportedModelError, match=OPT_IN):
+            overrides(FSR(keep=8), architecture)
+    monkeypatch.setenv(OPT_IN, "1")
+    check_model_type(SimpleNamespace(model_type="gemma4"), Gemma4Adapter)
+    given = overrides(FSR(keep=8), "Qwen3_5MoeForConditionalGeneration")
+    assert given["architectures"] == ["FSRQwen3_5MoeForConditionalGeneration"]
 
 
 def test_a_calibration_beside_the_weights(tmp_path):
@@ -119,6 +145,10 @@ def test_a_budget_and_a_question_per_picture():
     assert made.keeps_of({}, 4) == [32, 32, 0.1, 0.5] and made.keeps_of({}, 1) == [0.5] and made.keeps_of({}, 0) == []
     assert made.asked({}, 3) == [False, False, True]
     assert made.asked({"fsr_question_for": "all"}, 2) == [True, True]
+    assert (
+        made.asked({"fsr_question_for": "own"}, 2) == [True, True] and made.which({"fsr_question_for": "own"}) == "own"
+    )
+    assert settings(method="cdpruner", question_for="own").question_for == "own"
     assert made.keeps_of({"fsr_keep": [9, 0, 0.5]}, 3) == [9, 0, 0.5]
     assert made.keeps_of({"image_pruning_rate": [0.5, 0]}, 2) == [0.5, 0]
     assert made.questions_of({"fsr_question": ["where?", None]}, 2) == ["where?", None]
@@ -130,10 +160,10 @@ def test_a_budget_and_a_question_per_picture():
             made.keeps_of(bad, 2)
     with pytest.raises(BudgetError, match="fsr_question has 1 values"):
         made.questions_of({"fsr_question": ["where?"]}, 2)
-    with pytest.raises(UsageError, match="'all' or 'newest'"):
+    with pytest.raises(UsageError, match="'all', 'newest' or 'own'"):
         made.asked({"fsr_question_for": "oldest"}, 2)
     for bad, hint in [({"keep": [3, 4]}, "belongs to one request"), ({"keep": {"new": 3}}, "no budget by age"),
-                      ({"question_for": "last"}, "'all' or 'newest'"),
+                      ({"question_for": "last"}, "'all', 'newest' or 'own'"),
                       ({"method": "cdpruner", "question_for": "newest"}, "question_for='all'")]:  # fmt: skip
         with pytest.raises(ValueError, match=hint):
             settings(**bad)

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1"
-)
+    VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
+    # vLLM's processes look at the classes of `attention_only`, too.
+    PYTHONPATH=os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]),
+    FSR_VLLM_UNSHOWN="1",
+)  # fmt: skip
 
 import checkpoints
 import numpy as np
 import torch
+import vllm_turns
 from PIL import Image
 
 import tiny
@@ -330,9 +334,11 @@ def qwen2_5(folder: Path) -> Bench:
 
 
 def qwen3(folder: Path) -> Bench:
-    """Deepstack; relevance from the first attention layer. (vLLM itself answers otherwise than Transformers where a
-    clip stands beside a picture.)"""
-    return _qwen(folder, "qwen3-vl", "Qwen3VL", "first-layer")
+    """Deepstack; relevance from the first attention layer; growing chats. (vLLM itself answers otherwise than
+    Transformers where a clip stands beside a picture.)"""
+    bench = _qwen(folder, "qwen3-vl", "Qwen3VL", "first-layer")
+    bench.cases["turns"] = vllm_turns.talks(bench)
+    return bench
 
 
 def qwen3_moe(folder: Path) -> Bench:
@@ -340,8 +346,30 @@ def qwen3_moe(folder: Path) -> Bench:
     return _qwen(folder, "qwen3-vl-moe", "Qwen3VLMoe")
 
 
-def _qwen(folder: Path, name: str, stem: str, relevance: str = "auto", clip: bool = False) -> Bench:
-    bench = _tiny(folder, name, stem, FSR(keep=7), relevance, limit_mm_per_prompt={"image": 2, "video": 1})
+def qwen3_5(folder: Path) -> Bench:
+    """All layers with attention (see `attention_only`)."""
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model("AttentionOnly", "attention_only:AttentionOnly")
+    return _qwen(folder, "qwen3.5-attention", "Qwen3_5", hf_overrides={
+        **overrides(FSR(keep=7), "Qwen3_5ForConditionalGeneration"), "architectures": ["AttentionOnly"]
+    })  # fmt: skip
+
+
+def gemma4(folder: Path) -> Bench:
+    """Rasters of any shape, embeddings per layer, shared keys and values. (As in the checkpoints of 2 B and 4 B, a
+    picture's tokens see those before them only; for the larger ones, see `gemma3`.)"""
+    if not torch.accelerator.is_available():
+        # vLLM asks the accelerator how many pictures fit into a pass, also where there is none.
+        torch.accelerator.get_memory_info = lambda *device: (8 << 30, 16 << 30)
+    bench = _tiny(folder, "gemma4", "Gemma4", FSR(keep=3))
+    pictures = [sized(i, *shape) for i, shape in enumerate([(64, 32), (32, 64), (32, 32), (64, 64)])]
+    bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 15, 16, 500, 0)])
+    return _program(bench, pictures, 16)
+
+
+def _qwen(folder: Path, name: str, stem: str, relevance: str = "auto", clip: bool = False, **options: Any) -> Bench:
+    bench = _tiny(folder, name, stem, FSR(keep=7), relevance, limit_mm_per_prompt={"image": 2, "video": 1}, **options)
     pictures = [sized(i, *shape) for i, shape in enumerate([(48, 48), (32, 64), (64, 32), (96, 24)])]
     _program(bench, pictures, 20)
     bench.check("budget", [Case(WHERE, pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])
@@ -367,6 +395,7 @@ def _tiny(folder: Path, name: str, stem: str, method: Any, relevance: str = "aut
 
 def _program(bench: Bench, pictures: list[Image.Image], wide: int) -> Bench:
     """What every family is asked. wide: a budget that reaches over the edge of a chunk."""
+    _watch_tower(bench)
     bench.check("shapes", [Case(WHAT, [p]) for p in pictures])
     bench.check("the same again", [Case(WHAT, [p]) for p in pictures])
     bench.check("text around", [Case(WHAT, pictures[:1], wide, [(LONG, 0)]), Case(LONG, pictures[1:2], wide)])
@@ -378,11 +407,30 @@ def _program(bench: Bench, pictures: list[Image.Image], wide: int) -> Bench:
     return bench
 
 
+def _watch_tower(bench: Bench) -> None:
+    """How much the scheduler put into one step, in the tower's tokens, and how much the tower took at once."""
+    (model,) = bench.llm.apply_model(lambda model: model)
+    told = {"step": 0, "pass": 0, "picture": 0, "budget": model._fsr_tower_budget}
+    bench.cases["the tower"] = told
+    prune_pictures, features_of = model.prune_pictures, model.features_of
+
+    def pruned(given: Any, requests: Any) -> Any:
+        told["step"] = max(told["step"], sum(model.tower_tokens(given)))
+        return prune_pictures(given, requests)
+
+    def encoded(given: Any) -> Any:
+        sizes = model.tower_tokens(given)
+        told["pass"], told["picture"] = max(told["pass"], sum(sizes)), max(told["picture"], *sizes)
+        return features_of(given)
+
+    model.prune_pictures, model.features_of = pruned, encoded
+
+
 SUITES: dict[str, Callable[[Path], Bench]] = {
     f.__name__: f
     for f in (
         mini_fsr, mini_visionzip, mini_again, llava_next, llava_onevision, internvl, gemma3,
-        qwen2, qwen2_5, qwen3, qwen3_moe,
+        qwen2, qwen2_5, qwen3, qwen3_moe, qwen3_5, gemma4,
     )
 }  # fmt: skip
 

@@ -9,9 +9,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from PIL import Image
 
-from fsr.asking.chat import chat_batch, chat_inputs
+from fsr.asking.chat import Pictures, chat_batch, chat_inputs, listed
+from fsr.errors import UsageError
 from fsr.pipeline.prepare import Report
 from fsr.pipeline.pruner import prune
 from fsr.tokens import Selection
@@ -28,25 +28,33 @@ class Answer:
     stages_ms: Mapping[str, float]
 
     @property
+    def selections(self) -> tuple[Selection, ...]:
+        """What the last decoder layer held of each picture; empty for an unpruned run."""
+        return self.report.at_last_layer if self.report else ()
+
+    @property
     def selection(self) -> Selection | None:
-        """The selection of the only picture."""
-        return self.report.selections[0] if self.report else None
+        """That of the only (or first) picture."""
+        return self.selections[0] if self.report else None
 
 
 def answer(
     model: Any,
     processor: Any,
-    image: Image.Image,
+    image: Pictures,
     question: str,
     method: Any = None,
     *,
     relevance: Any = "auto",
     max_new_tokens: int = 32,
 ) -> Answer:
-    """Greedy answer from the tokens that `method` keeps, or from all of them (None).
+    """Greedy answer from the tokens that `method` keeps, or from all of them (None), about a picture or several.
 
     Stages: preprocess, vision_tower, saliency, text_tower, selection, generate (prefill and decoding; the vision
     tower too where nothing is pruned), total.
+
+    Raises:
+        UsageError: the prompt does not hold the pictures. Everything that `chat_batch` and `prune` raise.
     """
     began = perf_counter()
     inputs = {
@@ -61,6 +69,11 @@ def answer(
     done = perf_counter()
     text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     report = pruned.last if pruned is not None else None
+    count = len(listed(image))
+    if report is not None and len(report.selections) != count:
+        raise UsageError(
+            f"the prompt holds {len(report.selections)} of {count} pictures: the model's chat template dropped some."
+        )
     stages = {"preprocess": 1e3 * (ready - began)}
     inside = {} if report is None else {k: v for k, v in report.timings.items() if k != "total"}
     stages |= {k: v for k, v in inside.items() if k != "rest"}

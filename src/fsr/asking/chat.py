@@ -15,16 +15,23 @@ from fsr.asking.images import MAX_PIXELS, bundled_scene
 from fsr.asking.rgb import to_rgb
 from fsr.errors import FSRError, PictureError, QuestionError, UsageError
 
-__all__ = ["chat_batch", "chat_inputs"]
+__all__ = ["Pictures", "chat_batch", "chat_inputs", "listed"]
+
+Pictures = Image.Image | Sequence[Image.Image]  # of one question
 
 
-def chat_inputs(processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
-    """One user turn with a picture: see `chat_batch`."""
+def listed(pictures: Pictures) -> list[Image.Image]:
+    """The pictures of one question as a list."""
+    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+
+
+def chat_inputs(processor: Any, image: Pictures, question: str) -> dict[str, Any]:
+    """One user turn with a picture, or with several in front of the question: see `chat_batch`."""
     return chat_batch(processor, [image], [question])
 
 
-def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
-    """B pictures with a question each, padded on the left: `input_ids` [B, L] and so on.
+def chat_batch(processor: Any, images: Sequence[Pictures], questions: Sequence[str]) -> dict[str, Any]:
+    """B questions with a picture (or several) each, padded on the left: `input_ids` [B, L] and so on.
 
     Raises:
         QuestionError: a question is empty or holds a control token. PictureError: the processor would blow a picture up
@@ -39,8 +46,8 @@ def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequenc
         )
     for question in questions:
         _check_words(processor, question)
-    pictures = [to_rgb(image) for image in images]
-    for picture in pictures:
+    pictures = [[to_rgb(image) for image in listed(some)] for some in images]
+    for picture in (p for some in pictures for p in some):
         _check_shape(getattr(processor, "image_processor", None), picture)
     try:
         return _inputs(processor, pictures, questions)
@@ -50,11 +57,11 @@ def chat_batch(processor: Any, images: Sequence[Image.Image], questions: Sequenc
         raise _blamed(processor, pictures, questions, error) from error
 
 
-def _inputs(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
-    turns = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-        for image, question in zip(images, questions)
-    ]
+def _inputs(processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> dict[str, Any]:
+    turns = []
+    for some, question in zip(images, questions):
+        shown: list[dict[str, Any]] = [{"type": "image", "image": image} for image in some]
+        turns.append([{"role": "user", "content": [*shown, {"type": "text", "text": question}]}])
     # A single prompt needs no padding, and so no padding token.
     padding = {"padding": True, "padding_side": "left"} if len(turns) > 1 else {}
     return dict(
@@ -70,12 +77,12 @@ def _inputs(processor: Any, images: Sequence[Image.Image], questions: Sequence[s
 
 
 def _blamed(
-    processor: Any, images: Sequence[Image.Image], questions: Sequence[str], error: Exception
+    processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], error: Exception
 ) -> UsageError | QuestionError:
     """What to tell the user: the same call with a plain question, then with a plain picture too, shows the culprit."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
-    def works(images: Sequence[Image.Image]) -> bool:
+    def works(images: Sequence[Sequence[Image.Image]]) -> bool:
         try:
             return bool(_inputs(processor, images, ["what is this?"] * len(images)))
         except Exception:
@@ -83,7 +90,7 @@ def _blamed(
 
     if works(images):
         return QuestionError(f"the model's processor refuses this question ({reason}): word it differently.")
-    if works([bundled_scene()] * len(images)):
+    if works([[bundled_scene()] * len(some) for some in images]):
         return PictureError(f"the model's processor refuses this picture ({reason}): crop or scale it.")
     return UsageError(
         f"the model's processor takes no user turn with a picture ({reason}): check its chat template, tokenizer and "

@@ -33,6 +33,15 @@ COMMANDS = {
 }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind each option, where there is one and its help does not say so already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):  # type: ignore[no-untyped-def]
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -70,9 +79,7 @@ def _run(words: Sequence[str]) -> int:
     parser = _Parser(prog="fsr", description="Visual-token pruning for vision-language models.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
         if list(words[:1]) == [name]:  # importing torch for `fsr --help` would take seconds
             import_module(f"fsr.cli.{name}").arguments(sub)
     args = parser.parse_args(words)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsr.asking.options import build_method, keep_value
+from fsr.asking.options import build_method, keep_per_picture
 from fsr.cli.arguments import add_method_arguments, add_relevance_argument
 from fsr.errors import UsageError
 
@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for the answers; goes on where it stopped")
     parser.add_argument("--workers", type=int, default=1, help="how many; each gets a GPU where there are any")
     parser.add_argument("--question", help="for every picture of a folder, and for rows that bring none")
-    add_method_arguments(parser)
+    add_method_arguments(parser, several=True)
     parser.add_argument(
         "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
     )
@@ -42,13 +42,15 @@ def run(args: argparse.Namespace) -> int:
     """Answer what is not answered yet; exit status 0 when every row was tried."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise UsageError("`fsr batch` needs Ray Data: pip install 'fsr-vlm[ray]'.")
+    from fsr.methods.picture_budgets import EachPrompt
     from fsr.serving.batch.job import Job
     from fsr.serving.batch.pool import batch
 
+    keep = keep_per_picture(args.keep)
     job = Job(
         source=Path(args.input).expanduser().resolve(),
         out=Path(args.out).expanduser().resolve(),
-        method=build_method(args.method, keep_value(args.keep), args.option),
+        method=build_method(args.method, EachPrompt(tuple(keep)) if isinstance(keep, list) else keep, args.option),
         model=_same_everywhere(args.model),
         relevance=args.relevance,
         max_new_tokens=args.max_new_tokens,

@@ -22,7 +22,7 @@ __all__ = ["CSS", "NONE", "build", "theme"]
 
 NONE = "nothing"
 SCENES = 4
-QUESTIONS = ["what color is the dog?", "is there a cow?", "what does the sign say?", "what is right of the bicycle?"]
+QUESTIONS = ["where is the umbrella?", "is there a cow?", "what does the sign say?", "what is right of the bicycle?"]
 TITLE = """## What does a vision-language model need to see?
 Ask about a picture and watch which of its tokens are kept."""
 PICTURE: dict[str, Any] = dict(

@@ -11,7 +11,7 @@ from fsr.drawing.palette import INKS, Ink, Role, rgb
 from fsr.drawing.panels import Panel, frame_picture, in_picture, panels, pixel_box, roles
 from fsr.tokens import Geometry, Selection
 
-__all__ = ["blank", "draw", "draw_panel"]
+__all__ = ["beside", "blank", "draw", "draw_panel"]
 
 # Share of the original that is left of tokens that were not kept; the rest is this grey.
 DIM = {"dropped": 0.22, "structural": 0.22, "absorbed": 0.45}
@@ -62,6 +62,17 @@ def draw(
             pen.text((x, y), view.title, fill=TEXT, font=ImageFont.load_default(size=caption))
     if bar:
         sheet.paste(bar, (0, sheet.height - bar.height))
+    return sheet
+
+
+def beside(drawn: Sequence[Image.Image]) -> Image.Image:
+    """Several drawings in one row, tops aligned."""
+    gap = max(p.width for p in drawn) // 40
+    sheet = Image.new("RGB", (sum(p.width + gap for p in drawn) - gap, max(p.height for p in drawn)), PAPER)
+    x = 0
+    for picture in drawn:
+        sheet.paste(picture, (x, 0))
+        x += picture.width + gap
     return sheet
 
 

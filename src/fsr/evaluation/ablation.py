@@ -113,6 +113,7 @@ def ablate(
     return {
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
+        "relevance": runner.source,
         "quality": asdict(quality),
         "solved_kinds": scorer.solved,
         "unpruned": scorer.summary([full]),

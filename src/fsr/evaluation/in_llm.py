@@ -6,8 +6,7 @@ equal cost (`InLLMMethod.layer_average` says what it costs). The kept tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from fsr.methods.parts import KeepAll, split
 from fsr.pipeline.encode import EncodedPrompt
 from fsr.pipeline.prepare import prepare
 from fsr.pipeline.pruner import prune
-from fsr.pipeline.report import Report
-from fsr.tokens import Selection, Stage
+from fsr.pipeline.report import Report, after_drops
+from fsr.tokens import Selection
 
 __all__ = ["before", "generate_in_llm"]
 
@@ -52,17 +51,4 @@ def generate_in_llm(
             finally:
                 in_llm.end(call)
     drops = reports[0].in_llm.drops if reports and reports[0].in_llm else ()
-    selections = list(ready.report.selections)
-    if drops:
-        selections = _last(selections, drops[-1].rows)
-    return out[:, ready["input_ids"].shape[1] :], selections
-
-
-def _last(selections: Sequence[Selection], rows: Sequence[torch.Tensor]) -> list[Selection]:
-    """Selections cut to the tokens of the last drop, which are numbered among those that entered the language model."""
-    found = []
-    for s, kept in zip(selections, rows):
-        kept = kept.to(s.rows.device)
-        stage = torch.full_like(kept, int(Stage.FOCUS))
-        found.append(replace(s, rows=s.rows[kept], features=s.features[kept], stage=stage, order=s.order[kept]))
-    return found
+    return out[:, ready["input_ids"].shape[1] :], list(after_drops(ready.report.selections, drops))

@@ -61,7 +61,7 @@ def compare_plane(
             "method": name,
             "keep": keep,
             **asdict(quality),
-            "inside": trials[0].inside,
+            "other_budget": trials[0].other_budget,
             "tokens": tokens[trials[0].key],
             "runs": [t.key for t in trials],
             "accuracy": float(np.mean([_bits(right[t.key]).mean() for t in trials])),
@@ -72,6 +72,7 @@ def compare_plane(
         **about(runner),
         "seconds": round(perf_counter() - started, 1),
         "positions": positions,
+        "source": runner.source,
         "relevance": list(RELEVANCE),
         "saliency": list(SALIENCY),
         "pointing": pointing(runner, everything),
@@ -98,8 +99,8 @@ def plane_of(result: dict[str, Any]) -> Plane:
         )
         for r in result["results"]
     }
-    inside = {r["method"] for r in result["results"] if r["inside"]}
-    return Plane(right, np.array(result["pictures"]), frozenset(inside))
+    apart = {r["method"] for r in result["results"] if r["other_budget"]}
+    return Plane(right, np.array(result["pictures"]), frozenset(apart))
 
 
 @torch.no_grad()

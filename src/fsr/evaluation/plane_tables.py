@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fsr.evaluation.tables import points
+
 __all__ = ["plane_tables"]
 
 Rows = list[list[str]]
@@ -62,10 +64,10 @@ def _verdict(verdict: dict[str, Any]) -> Rows:
     rows.append(
         [
             f"FSR minus the best other ({verdict['best_other']}), plane and all budgets",
-            f"{100 * lead['value']:+.2f} ({100 * lead['low']:+.2f} to {100 * lead['high']:+.2f})",
+            f"{points(lead['value'], 2)} ({points(lead['low'], 2)} to {points(lead['high'], 2)})",
         ]
     )
     for name, pairs in verdict["fsr_minus"].items():
-        told = ", ".join(f"{k}: {100 * p['value']:+.1f} (p {p['p']:.2g})" for k, p in pairs.items())
+        told = ", ".join(f"{k}: {points(p['value'])} (p {p['p']:.2g})" for k, p in pairs.items())
         rows.append([f"FSR minus {name}, mean over the plane", told])
     return rows

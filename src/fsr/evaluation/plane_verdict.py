@@ -26,12 +26,12 @@ class Plane:
     """Answers over the plane.
 
     right: bool [S, n] per (method, budget, relevance, saliency): S seeds, n questions. pictures: long [n], of each
-    question. inside: contenders that prune inside the language model; their budget is not the same budget.
+    question. apart: contenders whose budget is another one (inside the language model, or before the tower).
     """
 
     right: dict[tuple[str, Budget, str, str], np.ndarray]
     pictures: np.ndarray
-    inside: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
     @cached_property
     def methods(self) -> list[str]:
@@ -50,8 +50,8 @@ class Plane:
 
     @cached_property
     def rivals(self) -> list[str]:
-        """Everything before the language model but FSR itself."""
-        return [m for m in self.methods if m != "fsr" and m not in self.inside]
+        """Everything that prunes before the language model but FSR itself."""
+        return [m for m in self.methods if m != "fsr" and m not in self.apart]
 
     def each(self, method: str, keeps: list[Budget] | None = None, cells: list[Cell] | None = None) -> np.ndarray:
         """Per question the share of right answers over budgets and cells (all, unless given) and seeds: [n]."""

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fsr.adapters import find
+from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
+from fsr.evaluation.batches import Batch, batch_of, outcomes
 from fsr.evaluation.fingerprint import model_hash, relevance_key
 from fsr.evaluation.in_llm import before, generate_in_llm
+from fsr.evaluation.poor_pictures import ask_shrunk, ask_without_picture
 from fsr.evaluation.qualities import CLEAN
 from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome, RecordFile
 from fsr.evaluation.remembered import Remembered, with_saliency
 from fsr.evaluation.trials import Trial
 from fsr.methods import Method
-from fsr.pipeline.encode import EncodedPrompt, encode
+from fsr.pipeline.encode import encode
 from fsr.pipeline.prepare import prepare
 from fsr.pipeline.score import bound
 from fsr.pipeline.scorer import find_twin, resolve_scorer
 from fsr.signals.relevance import source_of
-from fsr.tokens import Selection
 
 __all__ = ["Runner"]
 
 BATCH = 64  # questions, at least; pictures are never split
 LONGEST_ANSWER = 4  # tokens: two letters and the end
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Questions that are asked together.
-
-    items: their numbers in the set. prompts: `input_ids` and the like, one row per question.
-    seen: the pictures, one per row. owner: long [N] per row, the object on each token (-2 sign, -1 ground).
-    asked, big: bool [N] per row, tokens on the asked objects, on the big distractor.
-    """
-
-    items: list[int]
-    prompts: dict[str, Any]
-    seen: EncodedPrompt
-    owner: list[Tensor]
-    asked: list[Tensor]
-    big: list[Tensor]
 
 
 class Runner:
@@ -83,6 +67,11 @@ class Runner:
         self._own: dict[str, Remembered] = {}
 
     @property
+    def adapter(self) -> Adapter:
+        """What knows the model."""
+        return find(self.model)
+
+    @property
     def source(self) -> str:
         """Where relevance comes from, by its name in reports; what was asked for until pictures are encoded."""
         if not self._batches:
@@ -94,7 +83,7 @@ class Runner:
     @property
     def signed(self) -> bool:
         """Whether relevance comes from a paired text tower, whose sign was measured."""
-        return self.relevance == "auto" and find(self.model).paired_text_tower
+        return self.relevance == "auto" and self.adapter.paired_text_tower
 
     def run(self, trials: Sequence[Trial]) -> list[list[Outcome]]:
         """The outcomes of each trial, in the order of the set. Equal trials are run once."""
@@ -114,17 +103,9 @@ class Runner:
                         bar.update(len(new))
         return [files[trial.key].complete(n) for trial in trials]
 
-    @torch.no_grad()
     def without_picture(self) -> list[Outcome]:
-        """What the text alone answers: the same questions without any visual token. `encode` comes first."""
-        found = []
-        for batch in self._batches:
-            texts = [self.questions.items[i].question.text for i in batch.items]
-            prompts = self._prompts(texts, None)
-            new = self._generate(**prompts)[:, prompts["input_ids"].shape[1] :]
-            for item, text in zip(batch.items, self.processor.batch_decode(new, skip_special_tokens=True)):
-                found.append(Outcome(item, text.strip(), 0, 0, 0, None, 2.0, None, None, None, None))
-        return found
+        """What the text alone answers; `encode` comes first."""
+        return [outcome for batch in self._batches for outcome in ask_without_picture(self, batch)]
 
     @torch.no_grad()
     def points(self, level: str) -> float | None:
@@ -149,16 +130,15 @@ class Runner:
             return
         self._methods += [before(trial.method) for trial in trials]
         wanted |= self._signals
-        adapter = find(self.model)
         relevance: Any = self.relevance
         if "relevance" in wanted and self.signed:
-            relevance = find_twin(adapter)
+            relevance = find_twin(self.adapter)
         scorer: Remembered | None = None
         self._batches, self._own = [], {}
         for items in tqdm(self._cuts(), desc="encoding", disable=not self.progress, leave=False):
             scenes = list(dict.fromkeys(self.questions.items[i].scene for i in items))
             pictures = [self.questions.picture(s) for s in scenes]
-            one_each = self._prompts(["?"] * len(scenes), pictures)
+            one_each = self.prompts(["?"] * len(scenes), pictures)
             row = [scenes.index(self.questions.items[i].scene) for i in items]
             seen = encode(self.model, one_each, *self._methods, relevance=relevance).take(row)
             if seen.scorer is not None:
@@ -166,8 +146,8 @@ class Runner:
                 scorer.place(seen.parts[0], self._names(items))
                 seen = replace(seen, scorer=scorer)
             texts = [self.questions.items[i].question.text for i in items]
-            prompts = self._prompts(texts, [pictures[r] for r in row])
-            self._batches.append(self._batch(items, prompts, seen))
+            prompts = self.prompts(texts, [pictures[r] for r in row])
+            self._batches.append(batch_of(self.questions, items, prompts, seen))
         self._signals = wanted
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -182,7 +162,7 @@ class Runner:
         if method.own_relevance is None or "relevance" not in method.signals():
             return None
         if method.own_relevance not in self._own:
-            _, scorer = resolve_scorer(find(self.model), method, "auto")
+            _, scorer = resolve_scorer(self.adapter, method, "auto")
             own = Remembered(bound(scorer, self.processor))  # type: ignore[arg-type]
             for batch in self._batches:
                 own.place(batch.seen.parts[0], self._names(batch.items))
@@ -201,7 +181,7 @@ class Runner:
             cuts[-1].append(i)
         return cuts
 
-    def _prompts(self, texts: list[str], pictures: list[Any] | None) -> dict[str, Any]:
+    def prompts(self, texts: list[str], pictures: list[Any] | None) -> dict[str, Any]:
         """Chat prompts, padded on the left, on the model's device; None leaves the pictures out."""
         shown = [] if pictures is None else [{"type": "image"}]
         turns = [[{"role": "user", "content": [*shown, {"type": "text", "text": t}]}] for t in texts]
@@ -209,28 +189,9 @@ class Runner:
         made = self.processor(text=rendered, images=pictures, padding=True, padding_side="left", return_tensors="pt")
         return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in made.items()}
 
-    def _batch(self, items: list[int], prompts: dict[str, Any], seen: EncodedPrompt) -> Batch:
-        units = seen.parts[0].units
-        owners, asked, big = [], [], []
-        for i, unit in zip(items, units):
-            item = self.questions.items[i]
-            scene = self.questions.scenes[item.scene]
-            owner = torch.from_numpy(scene.owner).to(unit.features.device)
-            boxes = unit.geometry.boxes.nan_to_num(0)  # type: ignore[union-attr]
-            column, row = (
-                ((boxes[:, j] + boxes[:, j + 2]) / 2 * n).long().clamp(0, n - 1)
-                for j, n in enumerate(reversed(owner.shape))
-            )
-            here = owner[row, column]
-            distractors = [j for j, o in enumerate(scene.objects) if o.big and j not in item.question.targets]
-            owners.append(here)
-            asked.append(torch.isin(here, here.new_tensor(item.question.targets)))
-            big.append(torch.isin(here, here.new_tensor(distractors)))
-        # Pixels are encoded already; their sizes may still be needed for positions.
-        prompts = {k: v for k, v in prompts.items() if not k.startswith("pixel_values")}
-        return Batch(items, prompts, seen, owners, asked, big)
-
     def _ask(self, trial: Trial, index: int, batch: Batch) -> list[Outcome]:
+        if trial.shrunk:
+            return ask_shrunk(self, batch, trial.method)
         seen, quality = batch.seen, trial.seen
         if trial.sign != 1 and not self.signed:
             raise UsageError("relevance has a sign where it comes from a paired text tower only: leave sign at 1.")
@@ -252,41 +213,14 @@ class Runner:
                 positions=trial.positions,
                 encoded=seen,
             )
-            new, selections = self._generate(**ready)[:, ready["input_ids"].shape[1] :], ready.report.selections
+            new, selections = self.generate(**ready)[:, ready["input_ids"].shape[1] :], ready.report.selections
         else:
             new, selections = generate_in_llm(
-                self.model, method, batch.prompts, questions, trial.positions, seen, self._generate
+                self.model, method, batch.prompts, questions, trial.positions, seen, self.generate
             )
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        return _outcomes(batch, selections, texts)
+        return outcomes(batch, selections, texts)
 
-    def _generate(self, **ready: Any) -> Tensor:
+    def generate(self, **ready: Any) -> Tensor:
+        """The model's own `generate`, greedy and short."""
         return self.model.generate(**ready, max_new_tokens=LONGEST_ANSWER, do_sample=False)
-
-
-def _outcomes(batch: Batch, selections: Sequence[Selection], texts: list[str]) -> list[Outcome]:
-    found = []
-    units = batch.seen.parts[0].units
-    for b, (item, selection, text) in enumerate(zip(batch.items, selections, texts)):
-        rows = selection.rows
-        directions = normalize(units[b].features.float(), dim=-1)
-        asked, big = batch.asked[b], batch.big[b]
-        nearest = (directions @ directions[rows].T).amax(-1).amin()
-        about, distracted = bool(asked.any()), bool(big.any())
-        objects = batch.owner[b][asked].unique()
-        found.append(
-            Outcome(
-                item=item,
-                answer=text.strip(),
-                kept=selection.kept,
-                focus=selection.n_focus,
-                scan=selection.n_scan,
-                wanted=selection.focus_wanted,
-                radius=round(float((2 * (1 - nearest)).clamp_min(0).sqrt()), 6),
-                on_asked=round(float(asked[rows].float().mean()), 6) if about else None,
-                on_big=round(float(big[rows].float().mean()), 6) if distracted else None,
-                seen=round(float(asked[rows].sum() / asked.sum()), 6) if about else None,
-                found=round(float(torch.isin(objects, batch.owner[b][rows]).float().mean()), 6) if about else None,
-            )
-        )
-    return found

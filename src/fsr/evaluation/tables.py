@@ -8,8 +8,9 @@ from typing import Any
 
 from fsr.evaluation.qualities import CLEAN
 from fsr.evaluation.question_set import KINDS
+from fsr.evaluation.trials import SHRUNK
 
-__all__ = ["ablation_table", "comparison_tables", "heading", "markdown", "p_value", "text"]
+__all__ = ["ablation_table", "comparison_tables", "heading", "markdown", "p_value", "points", "text"]
 
 Rows = list[list[str]]
 
@@ -40,17 +41,29 @@ def heading(result: dict[str, Any]) -> str:
         f"sha256 {q['sha256'][:12]}), model {model['sha256'][:12]}, {result['date']}.",
         f"Unpruned: {_percent(result['unpruned']['accuracy']['value'])} %."
         f" Kinds that the unpruned model solves: {', '.join(result['solved_kinds']) or 'none'}.",
-        *_quality(result.get("quality")),
+        *_signals(result),
         *([f"Base: {_base(result['base'][0]['settings'])}."] if "base" in result else []),
         *([f"Note: {q['note']}"] if q["note"] else []),
     ]
     return "\n".join(parts)
 
 
-def _quality(quality: dict[str, str] | None) -> list[str]:
+def _signals(result: dict[str, Any]) -> list[str]:
+    """Where relevance came from (the plane's own entry of that name are its levels), and what was made worse."""
+    source, quality = result.get("source", result.get("relevance")), result.get("quality")
+    told = [] if source in (None, "none") else [f"Relevance: {source}."]
     if quality is None or quality == asdict(CLEAN):
-        return []
-    return [f"Signals made worse: relevance {quality['relevance']}, saliency {quality['saliency']}."]
+        return told
+    unread = " (read by no method here)" if source == "none" else ""
+    return [
+        *told,
+        f"Signals made worse: relevance {quality['relevance']}{unread}, saliency {quality['saliency']}.",
+    ]
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A difference of shares in points with its sign; what rounds to nothing is +0.0."""
+    return f"{round(100 * share, digits) + 0.0:+.{digits}f}"
 
 
 def p_value(p: float) -> str:
@@ -111,6 +124,8 @@ def comparison_tables(result: dict[str, Any]) -> dict[str, Rows]:
         ]
         for name in names:
             row = at[name, k]
+            if name == SHRUNK:  # no token of the picture was chosen
+                continue
             spent.append(
                 [
                     name,
@@ -146,7 +161,7 @@ def ablation_table(result: dict[str, Any]) -> Rows:
                 cells += ["base", ""]
             else:
                 pair = row["against_base"]["runs"][0]
-                cells += [f"{100 * pair['difference']['value']:+.1f}", p_value(pair["p"])]
+                cells += [points(pair["difference"]["value"]), p_value(pair["p"])]
         out.append(cells)
     return out
 
@@ -177,7 +192,7 @@ def _shares(row: dict[str, Any]) -> str:
 def _against(pairs: dict[str, Any]) -> str:
     runs: Sequence[dict[str, Any]] = pairs["runs"]
     # The summary is of the other method against FSR; the table reads the other way round.
-    points = -100 * sum(r["difference"]["value"] for r in runs) / len(runs)
+    difference = -sum(r["difference"]["value"] for r in runs) / len(runs)
     gained, lost = sum(r["losses"] for r in runs), sum(r["gains"] for r in runs)
     counts = f"{gained} - {lost}" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
-    return f"{points:+.1f} ({counts}; {p_value(pairs['largest_p'])})"
+    return f"{points(difference)} ({counts}; {p_value(pairs['largest_p'])})"

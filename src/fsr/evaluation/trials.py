@@ -14,9 +14,11 @@ from fsr.methods import Method, available, get
 from fsr.methods.options import option_value
 from fsr.pipeline.prepare import Positions
 
-__all__ = ["BASELINES", "RANDOM_SEEDS", "UNPRUNED", "Trial", "contenders", "trials_of", "unpruned"]
+__all__ = ["BASELINES", "RANDOM_SEEDS", "SHRUNK", "UNPRUNED", "Trial", "contenders", "trials_of", "unpruned"]
 
 UNPRUNED = "unpruned"
+# Nothing is pruned: the picture is shrunk before the tower, see `poor_pictures`.
+SHRUNK = "shrunk"
 RANDOM_SEEDS = (0, 1, 2)
 # Short name -> method.
 BASELINES = {
@@ -36,6 +38,7 @@ class Trial:
     label: the contender's name in tables. method: with its budget. positions: see `prepare`.
     sign: -1 turns relevance around.
     redraw: another seed for every batch of pictures (random tokens: one draw for all would measure that draw).
+    shrunk: no method runs, its budget says how small the picture is made before the tower.
     quality: of the signals. Only what the method reads of it counts, so trials that cannot differ are one.
     """
 
@@ -44,6 +47,7 @@ class Trial:
     positions: Positions = "auto"
     sign: int = 1
     redraw: bool = False
+    shrunk: bool = False
     quality: Quality = CLEAN
 
     @property
@@ -55,6 +59,11 @@ class Trial:
     def inside(self) -> bool:
         """Whether tokens are dropped inside the language model."""
         return self.method.where.startswith("inside")
+
+    @property
+    def other_budget(self) -> bool:
+        """Whether the budget is not K tokens in front of the language model: no rival of those that keep to it."""
+        return self.inside or self.shrunk
 
     @property
     def seen(self) -> Quality:
@@ -71,13 +80,14 @@ class Trial:
             "sign": self.sign,
             "redraw": self.redraw,
             "quality": asdict(self.seen),
+            **({"shrunk": True} if self.shrunk else {}),
         }
 
     @property
     def key(self) -> str:
         """A short hash of `settings`."""
         text = json.dumps(self.settings, sort_keys=True)
-        return f"{self.method.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{SHRUNK if self.shrunk else self.method.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def method_for(self, batch: int) -> Method:
         """The method for one batch of pictures."""
@@ -101,13 +111,13 @@ def contenders(names: str) -> list[str]:
     """
     known = available()
     order = sorted(known, key=lambda n: known[n].where.startswith("inside"))
-    everything = [*BASELINES, *(n for n in order if n not in BASELINES.values())]
+    everything = [*BASELINES, SHRUNK, *(n for n in order if n not in BASELINES.values())]
     found = []
     for part in (part.strip().lower() for part in names.split(",")):
         found += everything if part == "all" else [part] if part else []
     for name in (label.partition(":")[0] for label in found):
-        if name not in known and name not in BASELINES:
-            valid = sorted({*known, *BASELINES})
+        if name not in known and name not in BASELINES and name != SHRUNK:
+            valid = sorted({*known, *BASELINES, SHRUNK})
             raise UsageError(f"unknown method {name!r}: choose from {', '.join(valid)}.")
     return list(dict.fromkeys(["fsr", *found]))
 
@@ -119,6 +129,10 @@ def trials_of(name: str, keep: int | float, positions: Positions = "auto", quali
         UsageError, BudgetError: an option or budget that the method does not take.
     """
     plain, *settings = name.split(":")
+    if plain == SHRUNK:
+        if settings:
+            raise UsageError(f"{name}: {SHRUNK} takes no option, only its budget.")
+        return [Trial(SHRUNK, get("uniform-grid", keep=keep), positions, shrunk=True)]
     method, options = BASELINES.get(plain, plain), _options(settings)
     if method != "random":
         return [Trial(name, get(method, keep=keep, **options), positions, quality=quality)]

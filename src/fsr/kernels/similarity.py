@@ -34,20 +34,20 @@ def cosine(features: Tensor, others: Tensor | None = None) -> Tensor:
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         left = [_unit(x) for x in features]
         if others is None:
-            return settle(torch.stack([_gram(x) for x in left]))
+            return _together([_gram(x) for x in left])
         return settle(torch.stack([x @ _unit(y).T for x, y in zip(left, others)]))
 
 
 def directions(features: Tensor) -> Tensor:
     """Tokens divided by their Euclidean norm, [B, N, D] to float32 [B, N, D]; zero vectors stay zero. No gradients."""
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        return _unit(features[0])[None] if len(features) == 1 else torch.stack([_unit(x) for x in features])
+        return _together([_unit(x) for x in features])
 
 
 def cosines_of(units: Tensor) -> Tensor:
     """`cosine` of tokens whose `directions` [B, N, D] are known."""
     with torch.no_grad(), torch.autocast(units.device.type, enabled=False):
-        return settle(torch.stack([_gram(x) for x in map(aligned, units)]))
+        return _together([_gram(x) for x in map(aligned, units)])
 
 
 def cosine_rows(units: Tensor, rows: Tensor) -> Tensor:
@@ -82,14 +82,21 @@ def matmul_each(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([x.clone() @ y.clone() for x, y in zip(a, b)])
 
 
+def _together(images: list[Tensor]) -> Tensor:
+    """A batch, [B, ...]; of one image it is no copy."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)
+
+
 def _gram(unit: Tensor) -> Tensor:
+    """Settled cosines [N, N] of one image. On CPU only the lower half is multiplied out and settled, block by block
+    while it is in the cache."""
     n = unit.shape[0]
     if unit.device.type != "cpu" or n <= _BLOCK:
-        return unit @ unit.T
+        return settle(unit @ unit.T)
     out = unit.new_empty(n, n)
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
-        torch.mm(unit[start:stop], unit[:stop].T, out=out[start:stop, :stop])
+        settle(torch.mm(unit[start:stop], unit[:stop].T, out=out[start:stop, :stop]))
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
         out[start:stop, stop:] = out[stop:, start:stop].T

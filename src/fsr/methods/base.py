@@ -21,7 +21,7 @@ from fsr.methods.chain import BEFORE_LLM, Chainable
 from fsr.methods.checks import check_shapes, finite, refuse_nonfinite
 from fsr.methods.options import check_options
 from fsr.methods.picks import Picks, keep_all, row, signature, stack, with_numbers
-from fsr.methods.picture_budgets import Keep, KeepFor, checked, per_picture
+from fsr.methods.picture_budgets import Keep, KeepFor, Shape, checked, per_picture
 from fsr.methods.registry import available, get, register
 from fsr.tokens import Selection, Stage, VisualTokens
 
@@ -123,7 +123,7 @@ class Method(Chainable, ABC):
             RelevanceError: a signal that this method needs is missing.
             BudgetError: `keep` as a list or function does not fit these images.
         """
-        keeps = per_picture(self.keep, images, [0] * len(images)) if keeps is None else keeps
+        keeps = per_picture(self.keep, [Shape.of(i) for i in images], [0] * len(images)) if keeps is None else keeps
         extras = [self._extras(tokens) for tokens in images]
         for tokens, extra in zip(images, extras):
             check_shapes(tokens, extra)

@@ -17,7 +17,7 @@ from fsr.errors import BudgetError
 from fsr.methods.budget import check_keep
 from fsr.tokens import VisualTokens
 
-__all__ = ["ByAge", "Keep", "KeepFor", "by_age", "checked", "per_picture"]
+__all__ = ["ByAge", "EachPrompt", "Keep", "KeepFor", "Shape", "by_age", "checked", "per_picture"]
 
 Keep = int | float
 # (number of the picture in its prompt from 0, pictures of that prompt, its tokens, rows and columns of its raster or
@@ -58,6 +58,36 @@ def by_age(newest: Keep = 0.5, older: Keep = 0.1, oldest: Keep = 32, recent: int
     return ByAge(newest, older, oldest, recent)
 
 
+@dataclass(frozen=True)
+class EachPrompt:
+    """One value per picture of every prompt, for batches whose prompts are alike: picture i of each keeps values[i].
+
+    Raises:
+        BudgetError: fewer than two values, or one that is no budget; when called, a prompt with another number.
+    """
+
+    values: tuple[Keep, ...]
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            check_keep(value)
+
+    def __call__(self, number: int, of: int, tokens: int, size: tuple[int, int] | None) -> Keep:
+        self.check(of)
+        return self.values[number]
+
+    def check(self, pictures: int) -> None:
+        """Raise `BudgetError` for a prompt with another number of pictures."""
+        if pictures != len(self.values):
+            raise BudgetError(
+                f"keep has {len(self.values)} values and the prompt {pictures} picture{'s' * (pictures != 1)}: give "
+                "one per picture in prompt order, or one for all."
+            )
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
+
+
 def checked(keep: Any) -> Any:
     """`keep` of a method, a list as a tuple.
 
@@ -76,7 +106,20 @@ def checked(keep: Any) -> Any:
     return tuple(keep)
 
 
-def per_picture(keep: Any, images: Sequence[VisualTokens], prompts: Sequence[int]) -> list[Keep]:
+@dataclass(frozen=True)
+class Shape:
+    """tokens: of a picture; size: rows and columns of its raster, None where it is no single raster."""
+
+    tokens: int
+    size: tuple[int, int] | None
+
+    @staticmethod
+    def of(tokens: VisualTokens) -> Shape:
+        """Of a picture that the tower has seen."""
+        return Shape(tokens.count, None if tokens.geometry is None else tokens.geometry.grid)
+
+
+def per_picture(keep: Any, images: Sequence[Shape], prompts: Sequence[int]) -> list[Keep]:
     """The budget of every picture.
 
     Args:
@@ -97,9 +140,8 @@ def per_picture(keep: Any, images: Sequence[VisualTokens], prompts: Sequence[int
         return [keep] * len(images)
     total, seen = Counter(prompts), Counter[int]()
     keeps = []
-    for tokens, prompt in zip(images, prompts):
-        size = None if tokens.geometry is None else tokens.geometry.grid
-        keeps.append(_asked(keep, (seen[prompt], total[prompt], tokens.count, size)))
+    for image, prompt in zip(images, prompts):
+        keeps.append(_asked(keep, (seen[prompt], total[prompt], image.tokens, image.size)))
         seen[prompt] += 1
     return keeps
 
@@ -109,6 +151,8 @@ def _asked(keep: KeepFor, given: tuple[int, int, int, tuple[int, int] | None]) -
     where = f"keep={name}(number={given[0]}, of={given[1]}, tokens={given[2]}, size={given[3]})"
     try:
         value = keep(*given)
+    except BudgetError:
+        raise
     except Exception as error:
         raise BudgetError(f"{where} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     try:

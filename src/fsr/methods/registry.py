@@ -8,8 +8,10 @@ from typing import Any
 
 from fsr.errors import UsageError
 
-__all__ = ["available", "get", "register"]
+__all__ = ["SHORT", "available", "full_name", "get", "register"]
 
+# What `fsr compare` calls two of its baselines; every place that takes a name takes these.
+SHORT = {"grid": "uniform-grid", "pool": "average-pool"}
 _METHODS: dict[str, type[Any]] = {}
 
 
@@ -32,9 +34,14 @@ def available() -> dict[str, type[Any]]:
     return dict(sorted(_METHODS.items()))
 
 
+def full_name(name: str) -> str:
+    """The name under which a method is registered, for a short one."""
+    return SHORT.get(name, name)
+
+
 def get(name: str, **options: Any) -> Any:
     """Build a method by name with its options; unknown names and options are errors that list the valid ones."""
-    methods = available()
+    methods, name = available(), full_name(name)
     if name not in methods:
         raise UsageError(f"unknown method {name!r}: choose one of {', '.join(methods)}.")
     known = [f.name for f in fields(methods[name])]

@@ -57,7 +57,7 @@ class PrunedCalls:
         refuse_foreign_cache(self.adapter, kwargs)
         if not self.adapter.has_pixels(kwargs):
             refuse_unpruned(self.adapter, kwargs)
-            positions_go_on(self.adapter, kwargs)
+            positions_go_on(self.adapter, kwargs, "generate")
             return _called(generate, kwargs, places, OpenCall(self))
         refuse_chunks(self.adapter, setting)
         self.adapter.check_settings(setting)
@@ -102,7 +102,7 @@ class PrunedCalls:
         return (), prepared.inputs
 
     def _open(self, prepared: Prepared, single: bool = False) -> OpenCall:
-        deltas = remember_positions(self.adapter, prepared)
+        deltas = remember_positions(self.adapter, prepared, "forward" if single else "generate")
         return OpenCall(self, prepared.report, single, finished=self.in_llm is None, deltas=deltas)
 
     @torch.compiler.disable
@@ -143,7 +143,9 @@ class PrunedCalls:
             )
         cache, ids = cache_of(output), kwargs.get("input_ids")
         if cache is not None and isinstance(ids, Tensor):
-            mark(cache, self.adapter, ids, rope_deltas(self.adapter, kwargs) if call is None else call.deltas)
+            mark(
+                cache, self.adapter, ids, rope_deltas(self.adapter, kwargs, "forward") if call is None else call.deltas
+            )
         if call is not None and call.single and call.finished:
             self.last = call.report
 

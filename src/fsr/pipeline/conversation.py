@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -30,6 +30,7 @@ from fsr.pipeline.prepare import Positions, Prepared, prepare
 from fsr.pipeline.pruner import prune
 from fsr.pipeline.report import Report
 from fsr.pipeline.select import QuestionFor
+from fsr.pipeline.shorten import repacked_positions
 from fsr.signals.relevance import RelevanceScorer
 from fsr.tokens import Selection
 
@@ -160,8 +161,10 @@ class Conversation:
         answered = turn.mask.new_ones(len(turn.ids) - len(turn.mask))
         same = _agree(_mask(ready)[:same], torch.cat([turn.mask, answered])[:same])
         given = ready.get("position_ids")
-        if isinstance(given, Tensor) and turn.positions is not None:
-            given = given.flatten(0, -2)
+        if isinstance(given, Tensor) or turn.positions is not None:
+            given = given.flatten(0, -2) if isinstance(given, Tensor) else repacked_positions(_mask(ready)[None])
+            if turn.positions is None:
+                turn = replace(turn, positions=repacked_positions(turn.mask[None]))
             width = min(same, given.shape[-1], turn.positions.shape[-1])
             same = _agree_columns(given[:, :width], turn.positions[:, :width]) if width else 0
         for i, (selection, columns) in enumerate(zip(ready.report.selections, self._columns(ready))):

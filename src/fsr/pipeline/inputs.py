@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import isqrt
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 from fsr.adapters.base import Adapter
 from fsr.adapters.containers import is_pruned
 from fsr.errors import FeatureError, UsageError
+from fsr.methods.picture_budgets import Shape
 from fsr.pipeline.generate import settings
 from fsr.pipeline.kv_cache import cache_in, is_empty
 from fsr.pipeline.shorten import inferred_mask
 
-__all__ = ["check_pictures", "ids_and_mask", "refuse_encoded", "refuse_unpruned"]
+__all__ = ["check_pictures", "ids_and_mask", "picture_shapes", "refuse_encoded", "refuse_unpruned"]
 
 
 def refuse_encoded(inputs: Mapping[str, Any]) -> None:
@@ -93,3 +95,31 @@ def ids_and_mask(adapter: Adapter, inputs: Mapping[str, Any], call: str) -> tupl
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         raise UsageError("pruning needs the 2-D `attention_mask` [B, L] of the processor, not a prepared one.")
     return ids, mask
+
+
+def picture_shapes(adapter: Adapter, inputs: Mapping[str, Any], ids: Tensor) -> list[Shape] | None:
+    """What the pictures of a call will be, in prompt order, before the tower has seen them.
+
+    None where only the tower can tell (tiles, clips), and where prompt and pixels do not belong together, which is said
+    later.
+    """
+    parts = adapter.apart(inputs)
+    token = adapter.placeholder_ids().get("image")
+    if not parts or token is None or any("image_sizes" in part for part in parts):
+        return None
+    total = int((ids == token).sum())
+    grids = [part["image_grid_thw"][0].tolist() if "image_grid_thw" in part else None for part in parts]
+    patches = [1 if grid is None else grid[0] * grid[1] * grid[2] for grid in grids]
+    each, rest = divmod(sum(patches), total) if grids[0] is not None and total else divmod(total, len(parts))
+    if rest or not each:
+        return None
+    found = []
+    for part, grid, count in zip(parts, grids, patches):
+        if grid is not None:  # `each` patches are merged into one token
+            merge = isqrt(each)
+            found.append(Shape(count // each, (grid[1] // merge, grid[2] // merge) if grid[0] == 1 else None))
+            continue
+        side = getattr(adapter.model.config.vision_config, "patch_size", 0)
+        rows, columns = (n // side if isinstance(side, int) and side else 0 for n in part["pixel_values"].shape[-2:])
+        found.append(Shape(each, (rows, columns) if rows * columns == each else None))
+    return found

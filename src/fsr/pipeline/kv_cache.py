@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 NAMES = ("cache", "past_key_values")
-# A cache that a shortened prompt filled: the number of placeholders per row of that prompt, and (multi-dimensional
-# RoPE) how far its positions are ahead of its columns, [B, 1].
+# A cache that a shortened prompt filled: the number of placeholders per row of that prompt, and (where positions have
+# gaps) how far they are ahead of its columns, [B, 1].
 MARK = "_fsr_placeholders"
 DELTAS = "_fsr_rope_deltas"
 
@@ -59,9 +59,11 @@ def mark(cache: Any, adapter: Adapter, ids: Tensor, deltas: Tensor | None) -> No
     setattr(cache, DELTAS, None if deltas is None else deltas.repeat_interleave(len(ids) // len(deltas), dim=0))
 
 
-def positions_go_on(adapter: Adapter, kwargs: Mapping[str, Any]) -> None:
-    """Models with multi-dimensional RoPE keep one `rope_deltas` for whatever ran last: give them that of this cache.
+def positions_go_on(adapter: Adapter, kwargs: dict[str, Any], call: str = "forward") -> None:
+    """What comes behind a cache goes on from the positions that this cache holds.
 
+    Models with multi-dimensional RoPE keep one `rope_deltas` for whatever ran last: they get that of this cache. Others
+    count the cache's columns: where its prompt kept numbers with gaps, the call gets `position_ids`.
     A cache that was emptied to be filled anew loses its notes first.
     """
     cache, ids = cache_in(kwargs), kwargs.get("input_ids")
@@ -73,22 +75,44 @@ def positions_go_on(adapter: Adapter, kwargs: Mapping[str, Any]) -> None:
         if hasattr(adapter.base, "rope_deltas"):
             adapter.base.rope_deltas = None
     elif kwargs.get("position_ids") is None and (deltas := getattr(cache, DELTAS)) is not None:
-        adapter.base.rope_deltas = deltas
+        if hasattr(adapter.base, "rope_deltas"):
+            adapter.base.rope_deltas = deltas
+        else:
+            offset = adapter.forward_position_offset if call == "forward" else 0
+            kwargs["position_ids"] = _counted_on(kwargs, int(cache.get_seq_length()), deltas + offset, call)
 
 
-def remember_positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor | None:
+def _counted_on(kwargs: Mapping[str, Any], cached: int, deltas: Tensor, call: str) -> Tensor:
+    """Positions behind `cached` columns, `deltas` [B, 1] ahead of the number of tokens seen: of the new tokens for
+    `forward`, of all for `generate`, which cuts them itself."""
+    new = next(kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None)
+    rows, width = new.shape[:2]
+    whole = width if call == "generate" else cached + width
+    mask = kwargs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != (rows, whole):
+        mask = torch.ones(rows, whole, dtype=torch.long, device=new.device)
+    numbers = (mask.long().cumsum(-1) - 1 + deltas.to(mask.device)).masked_fill(mask == 0, 0)
+    return numbers if call == "generate" else numbers[:, cached:]
+
+
+def remember_positions(adapter: Adapter, inputs: Mapping[str, Any], call: str = "generate") -> Tensor | None:
     """Tell a model with multi-dimensional RoPE how its steps behind this prompt go on; returns `rope_deltas`."""
-    deltas = rope_deltas(adapter, inputs)
-    if deltas is not None:
+    deltas = rope_deltas(adapter, inputs, call)
+    if deltas is not None and hasattr(adapter.base, "rope_deltas"):
         adapter.base.rope_deltas = deltas
     return deltas
 
 
-def rope_deltas(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor | None:
-    """How far the next position of a prompt is ahead of its number of tokens, [B, 1]; None with 1-D positions."""
+def rope_deltas(adapter: Adapter, inputs: Mapping[str, Any], call: str = "generate") -> Tensor | None:
+    """How far the next position of a prompt is ahead of its number of tokens, [B, 1]; None where the model counts the
+    prompt itself. call: whose `position_ids` these are (see `forward_position_offset`)."""
     places, mask, ids = (inputs.get(n) for n in ("position_ids", "attention_mask", "input_ids"))
-    if not hasattr(adapter.base, "rope_deltas") or not isinstance(places, Tensor) or places.dim() != 3:
+    if not isinstance(places, Tensor) or not isinstance(ids, Tensor):
         return None
-    seen = mask if isinstance(mask, Tensor) and mask.dim() == 2 else torch.ones_like(ids)  # type: ignore[arg-type]
-    top = places[-3:].amax(0).masked_fill(seen.to(places.device) == 0, -1).amax(-1, keepdim=True)
-    return top + 1 - seen.sum(-1, keepdim=True).to(top.device)
+    if places.dim() != (3 if hasattr(adapter.base, "rope_deltas") else 2):
+        return None
+    seen = mask if isinstance(mask, Tensor) and mask.dim() == 2 else torch.ones_like(ids)
+    flat = places[-3:].amax(0) if places.dim() == 3 else places
+    top = flat.masked_fill(seen.to(places.device) == 0, -1).amax(-1, keepdim=True)
+    offset = adapter.forward_position_offset if call == "forward" else 0
+    return top + 1 - offset - seen.sum(-1, keepdim=True).to(top.device)

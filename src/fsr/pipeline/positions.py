@@ -9,7 +9,8 @@ B rows, L columns before, L' after, `source` [B, L'] as in `shorten`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from fsr.adapters.base import Adapter
 from fsr.errors import UsageError
 from fsr.pipeline.shorten import gather, repacked_positions
 
-__all__ = ["packed_prompts", "place", "shorten_lengths"]
+__all__ = ["SPARSE", "packed_prompts", "place", "policy_of", "shorten_lengths"]
 
+# With 1-D rotary positions, a prompt that keeps fewer than one visual token in so many keeps their old numbers, too
+# (measured: docs/method.md, Positions).
+SPARSE = 12
 CUMULATIVE = ("cu_seq_lens_q", "cu_seq_lens_k")
 LONGEST = ("max_length_q", "max_length_k")
 
@@ -53,6 +57,42 @@ def packed_prompts(inputs: Mapping[str, Any], ids: Tensor, mask: Tensor) -> Tens
     return torch.nn.functional.pad(again.long().cumsum(-1), (1, 0))
 
 
+def policy_of(
+    adapter: Adapter,
+    wanted: str,
+    inputs: Mapping[str, Any],
+    packed: Tensor | None,
+    counts: Iterable[tuple[int, int, int]],
+) -> tuple[str, tuple[int, ...]]:
+    """How rows are numbered: "repack" or "original" for all, or "mixed" and the rows that are numbered anew.
+
+    wanted: "repack", "original" or "auto". counts: row, tokens kept and tokens there of every picture. A row decides
+    for itself: what else is in the batch makes no difference.
+
+    Raises:
+        UsageError: packed prompts cannot keep their numbers with 1-D positions.
+    """
+    family = adapter.position_policy
+    if wanted != "auto":
+        if packed is not None and (wanted, family) == ("original", "repack"):
+            raise UsageError("packed prompts are numbered anew one by one: leave positions='auto' or 'repack'.")
+        return wanted, ()
+    if inputs.get("position_ids") is not None:
+        return "original", ()
+    if family == "original" or packed is not None:
+        return family, ()
+    kept, total = Counter[int](), Counter[int]()
+    for row, k, n in counts:
+        kept[row] += k
+        total[row] += n
+    # A row that loses nothing is numbered the same either way.
+    shorter = [row for row in total if kept[row] < total[row]]
+    anew = tuple(row for row in shorter if SPARSE * kept[row] >= total[row])
+    if len(anew) == len(shorter) or adapter.positions(inputs) is not None:  # coordinates come whole or not at all
+        return "repack", ()
+    return ("mixed", anew) if anew else ("original", ())
+
+
 def place(
     adapter: Adapter,
     kwargs: dict[str, Any],
@@ -62,10 +102,11 @@ def place(
     policy: str,
     call: str,
     packed: Tensor | None,
+    anew: Sequence[int] = (),
 ) -> None:
     """Set the `position_ids` of a shortened batch according to the policy, or leave them to the model.
 
-    packed: what `packed_prompts` said.
+    packed: what `packed_prompts` said. policy, anew: what `policy_of` said.
     """
     given = inputs.get("position_ids")
     new_mask = gather(mask, source, 0)
@@ -95,9 +136,12 @@ def place(
             rows = text.expand(3 if axes is None else axes.shape[0], *text.shape)
         above = [text.unsqueeze(0).to(rows.device)] if adapter.takes_text_row() else []
         kwargs["position_ids"] = torch.cat([*above, rows])
-    elif policy == "original":
+    elif policy != "repack":
         offset = adapter.forward_position_offset if call == "forward" else 0
-        kwargs["position_ids"] = gather(repacked_positions(mask) + offset, source, 0)
+        numbers = gather(repacked_positions(mask) + offset, source, 0)
+        for row in anew:
+            numbers[row] = repacked_positions(new_mask[row]) + offset
+        kwargs["position_ids"] = numbers
         # Without a mask, gapped positions would be read as several packed prompts.
         kwargs.setdefault("attention_mask", new_mask)
 

@@ -21,10 +21,11 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
+from fsr.methods.picture_budgets import Keep, per_picture
 from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
-from fsr.pipeline.inputs import check_pictures, ids_and_mask, refuse_encoded
-from fsr.pipeline.positions import packed_prompts, place, shorten_lengths
+from fsr.pipeline.inputs import check_pictures, ids_and_mask, picture_shapes, refuse_encoded
+from fsr.pipeline.positions import packed_prompts, place, policy_of, shorten_lengths
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
@@ -70,7 +71,7 @@ def prepare(
             model's first queries and keys, "embedding" from its word embeddings; or a file of `fsr calibrate` (*.json),
             or a `RelevanceScorer`.
         positions: "repack" numbers the shortened prompt anew, "original" keeps the old numbers, "auto" follows the
-            family.
+            family, and with 1-D positions keeps them where fewer than one visual token in twelve stays.
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt: what the others
             keep then does not depend on later turns of a conversation.
         call: which call the result is meant for; use_cache: False if `generate` will run without a KV cache.
@@ -128,6 +129,7 @@ class Work:
         check_pictures(self.adapter, ids, carried)
         if self.resolution is not None:
             self.resolution.check(inputs)
+        keeps = self._budgets(inputs, ids) if seen is None else None
         packed = packed_prompts(inputs, ids, mask)
         if packed is not None and call == "generate":
             raise UsageError("generate cannot go on from several packed prompts: give one prompt per row.")
@@ -167,7 +169,7 @@ class Work:
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
-        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered)
+        flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered, keeps)
         wait(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
@@ -210,6 +212,15 @@ class Work:
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    def _budgets(self, inputs: Mapping[str, Any], ids: Tensor) -> list[Keep] | None:
+        """Budgets per picture, in prompt order, as soon as they can be known: a mistake in them costs no tower run."""
+        keep = self.method.keep
+        shapes = picture_shapes(self.adapter, inputs, ids) if isinstance(keep, tuple) or callable(keep) else None
+        if shapes is None:
+            return None
+        runs = placeholder_units(ids, self.adapter.placeholder_ids()["image"], [s.tokens for s in shapes], "image")
+        return per_picture(keep, shapes, [run.row for run in runs])
+
     def _runs(self, ids: Tensor, encoded: list[Encoded]) -> list[list[Run]]:
         tokens = self.adapter.placeholder_ids()
         return [
@@ -243,12 +254,9 @@ class Work:
         kwargs["mm_encoder_outputs"] = {
             e.modality: adapter.hand_over(e, c, [run.row for run in r]) for e, c, r in zip(encoded, chosen, runs)
         }
-        policy = adapter.position_policy if self.positions == "auto" else self.positions
-        if inputs.get("position_ids") is not None and self.positions == "auto":
-            policy = "original"
-        if packed is not None and self.positions == "original" and adapter.position_policy == "repack":
-            raise UsageError("packed prompts are numbered anew one by one: leave positions='auto' or 'repack'.")
         flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
+        counts = [(run.row, s.kept, s.total) for run, s in flat]
+        policy, anew = policy_of(adapter, self.positions, inputs, packed, counts)
         if all(s.kept == s.total == len(run.places) for run, s in flat):
             source = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             if inputs.get("position_ids") is None and adapter.positions(inputs) is not None:
@@ -262,9 +270,9 @@ class Work:
         kwargs["input_ids"] = gather(ids, source, self._pad_id())
         if inputs.get("attention_mask") is None and bool((source < 0).any()):
             kwargs["attention_mask"] = (source >= 0).long()
-        place(adapter, kwargs, inputs, mask, source, policy, call, packed)
+        place(adapter, kwargs, inputs, mask, source, policy, call, packed, anew)
         shorten_lengths(kwargs, source)
-        if policy == "original" and call == "generate" and not use_cache:
+        if policy != "repack" and call == "generate" and not use_cache:
             mask_one_column(kwargs, source, self._pad_id())
             source = torch.nn.functional.pad(source, (1, 0), value=-1)
         return kwargs, policy, source

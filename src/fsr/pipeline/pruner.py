@@ -62,7 +62,7 @@ def prune(
             down while the block lasts.
         processor: needed only to read the question out of the prompt, and by `Downscale`.
         relevance: as for `prepare`.
-        positions: "repack", "original" or "auto" (by family).
+        positions: "repack", "original" or "auto" (by family and share of tokens kept), see `prepare`.
         question_for: "all" pictures are chosen with the question, or only the "newest" of each prompt.
 
     Raises:

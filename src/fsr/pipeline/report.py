@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fsr.adapters.containers import fresh
 from fsr.errors import UsageError
 from fsr.pipeline.center_crop import placed
 from fsr.pipeline.shorten import gather
-from fsr.tokens import Selection
+from fsr.tokens import Selection, Stage
 
-__all__ = ["Drop", "InLLMReport", "Prepared", "Report"]
+__all__ = ["Drop", "InLLMReport", "Prepared", "Report", "after_drops"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Report:
     columns: long [B, L'], the column of the user's prompt that each column of the shortened one was; -1 for filler.
     length_before, length_after: columns L and L' of the prompt, padding included.
     timings: milliseconds by stage: vision_tower, saliency, text_tower, selection, rest, total.
-    positions: "repack" or "original"; questions: one per batch row where relevance was computed, else None.
+    positions: "repack" or "original", "mixed" where rows of one batch differ; questions: one per batch row where
+        relevance was computed, else None.
     relevance: where it came from ("first-layer", "embedding", a text tower's name), "none" where it was not computed.
     in_llm: what methods inside the language model dropped after that, None where there is none.
     kernels: what ran the greedy loops: "cpu", "triton" or "plain" (torch loops, where neither of the others exists; on
@@ -129,6 +131,11 @@ class Report:
         return gather(value, self.columns, fill)
 
     @property
+    def at_last_layer(self) -> tuple[Selection, ...]:
+        """`selections` as the last decoder layer held them: without what was dropped inside the language model."""
+        return after_drops(self.selections, () if self.in_llm is None else self.in_llm.drops)
+
+    @property
     def tokens_before(self) -> int:
         """Visual tokens of all pictures before pruning."""
         return sum(s.total for s in self.selections)
@@ -142,6 +149,31 @@ class Report:
     def budgets(self) -> tuple[str, ...]:
         """One line per picture: what was kept over all of it, and of each tile or frame where it has several."""
         return tuple(_budget(i, s) for i, s in enumerate(self.selections))
+
+
+def after_drops(selections: Sequence[Selection], drops: Sequence[Drop]) -> tuple[Selection, ...]:
+    """Selections cut to the tokens of the last drop, which are numbered among those that entered the language model."""
+    if not drops:
+        return tuple(selections)
+    found = []
+    for i, s in enumerate(selections):
+        kept = drops[-1].rows[i].to(s.rows.device)
+        stage = s.stage[kept]
+        found.append(
+            replace(
+                s,
+                rows=s.rows[kept],
+                features=s.features[kept],
+                stage=torch.where(stage == Stage.WHOLE, int(Stage.FOCUS), stage),
+                order=s.order[kept],
+                radii=None,
+                certificate=None,
+                method=" | ".join(
+                    dict.fromkeys(([] if s.method == "whole" else [s.method]) + [d.method for d in drops])
+                ),
+            )
+        )
+    return tuple(found)
 
 
 def _budget(number: int, selection: Selection) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods.base import Method
-from fsr.methods.picture_budgets import per_picture
+from fsr.methods.picture_budgets import Keep, Shape, per_picture
 from fsr.pipeline.shorten import Run
 from fsr.tokens import Selection, VisualTokens
 
@@ -47,13 +47,19 @@ def without_relevance(method: Method) -> Method:
 
 
 def select(
-    method: Method, units: Sequence[VisualTokens], runs: Sequence[Run], question_for: QuestionFor, ordered: bool
+    method: Method,
+    units: Sequence[VisualTokens],
+    runs: Sequence[Run],
+    question_for: QuestionFor,
+    ordered: bool,
+    keeps: Sequence[Keep] | None = None,
 ) -> list[Selection]:
     """Choose from every picture of a call.
 
     Args:
         units: the pictures in the order of the encoder; runs: where each stands in the prompts.
         ordered: whether a later drop follows the order of choice, which a picture that is kept whole has, too, then.
+        keeps: the budget of each picture in prompt order, where it was worked out before.
 
     Raises:
         BudgetError: a budget per picture that does not fit these pictures.
@@ -62,7 +68,8 @@ def select(
     # Pictures and clips are encoded apart; budgets count them as the prompt shows them.
     order = sorted(range(len(units)), key=lambda i: (runs[i].row, int(runs[i].places[0])))
     prompts = [runs[i].row for i in order]
-    keeps = per_picture(method.keep, [units[i] for i in order], prompts)
+    if keeps is None:
+        keeps = per_picture(method.keep, [Shape.of(units[i]) for i in order], prompts)
     groups: dict[bool, list[int]] = {}
     for at, prompt in enumerate(prompts):
         asked = question_for == "all" or at + 1 == len(prompts) or prompts[at + 1] != prompt

@@ -7,7 +7,8 @@ pictures (time stamps, names of frames and tiles) is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from fsr.errors import QuestionError
 from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 
-__all__ = ["cut_in_pieces", "cut_question", "extract_questions", "questions_of"]
+__all__ = ["cut_in_pieces", "cut_question", "extract_questions", "own_questions", "questions_of"]
 
 PICTURE = "\ufffc"  # stands for a run of placeholders
 # What processors write next to a run: Qwen3-VL, InternVL, SmolVLM and Idefics (tiles), SmolVLM (clips), Gemma 3.
@@ -77,9 +78,7 @@ def extract_questions(
         raise QuestionError(
             "this method reads the question: pass processor=... to prune() or prepare(), or question=... to the call."
         )
-    tokenizer = getattr(processor, "tokenizer", processor)
-    special = {str(t) for t in tokenizer.all_special_tokens}
-    special |= {str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
+    tokenizer, special = _reader(processor)
     frame = turn_frame(processor)
     questions, plain = [], False
     for ids, keep in zip(input_ids.tolist(), mask.tolist()):
@@ -88,6 +87,31 @@ def extract_questions(
         plain |= cut is None
         questions.append(_words(text if cut is None else cut, special))
     return questions, plain
+
+
+def own_questions(processor: Any, ids: Sequence[int], placeholders: Collection[int]) -> list[str]:
+    """For each placeholder of a prompt `ids` [L] with one per picture: the text of the user's turn that shows it.
+
+    Empty for a picture that came without words.
+
+    Raises:
+        QuestionError: there is no chat template, or none that marks where a user's turn begins and ends.
+    """
+    frame = turn_frame(processor)
+    if frame is None or not loose(frame.before) or not (loose(frame.after) or loose(frame.end)):
+        raise QuestionError("the chat template does not mark where a user's turn begins and ends: give the questions.")
+    tokenizer, special = _reader(processor)
+    text = loose(_decoded(tokenizer, ids, placeholders))
+    heads = _heads(text, frame)
+    if not heads:
+        raise QuestionError("no user's turn of the chat template is in the prompt: write it with the template.")
+    found: list[str] = []
+    runs = [len(list(run)) for here, run in groupby(ids, lambda i: i in placeholders) if here]
+    for place, count in zip((m.start() for m in re.finditer(PICTURE, text)), runs):
+        turn = max(1, sum(head <= place for head in heads))
+        rest = text[heads[turn - 1] : next(iter(heads[turn:]), len(text))]
+        found += [_words(rest[: _end(rest, frame)], special)] * count
+    return found
 
 
 def cut_question(text: str, frame: TurnFrame) -> str | None:
@@ -211,6 +235,13 @@ def _words(text: str, special: Collection[str]) -> str:
         text = text.replace(token, " ")
     text = IN_FRONT.sub(" ", loose(text))  # special tokens may have stood between
     return loose(text.replace(PICTURE, " "))
+
+
+def _reader(processor: Any) -> tuple[Any, set[str]]:
+    """The tokenizer, and what it writes that nobody said."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    special = {str(t) for t in tokenizer.all_special_tokens}
+    return tokenizer, special | {str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
 
 
 def _texts(question: Any) -> list[str | None]:

@@ -8,6 +8,8 @@ rather than to cover the picture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ __all__ = ["agreement", "lift", "robust_priority", "shared"]
 # Cosine distance over which tokens count as alike: a patch of the same thing lies at 0.05 to 0.15, another thing at
 # about 1.
 LIKE = 0.1
+# Numbers of a block of rows that a core's own cache holds.
+_IN_CACHE = 2**18
 
 
 def shared(similarity: Tensor, *scores: Tensor) -> list[Tensor]:
@@ -25,11 +29,28 @@ def shared(similarity: Tensor, *scores: Tensor) -> list[Tensor]:
 
     similarity: float32 [B, N, N]; scores: [B, N] each. Returns as many float32 [B, N].
     """
-    # Cosines are at most 1, so nothing overflows without the usual shift; exp in place of softmax saves a pass.
-    weight = ((similarity - 1) / LIKE).exp_()
+    values = [x.float() for x in scores]
+    if similarity.device.type != "cpu":
+        return _averages(similarity, values)
+    n = similarity.shape[-1]
+    found = [torch.empty_like(similarity[..., 0]) for _ in values]
+    # A few rows at a time stay in the cache through all the steps.
+    step = max(1, _IN_CACHE // n)
+    for b, image in enumerate(similarity):
+        for start in range(0, n, step):
+            part = _averages(image[start : start + step], [x[b] for x in values])
+            for out, mean in zip(found, part):
+                out[b, start : start + step] = mean
+    return found
+
+
+def _averages(similarity: Tensor, scores: Sequence[Tensor]) -> list[Tensor]:
+    """Of some rows of the matrix [..., R, N]: float32 [..., R] for each of the scores [..., N]."""
+    # Cosines are at most 1, so exp(10) at most: no shift is needed, and exp in place of softmax saves a pass.
+    weight = (similarity / LIKE).exp_()
     whole = weight.sum(dim=-1)
-    # A sum per row, not a matrix product: its order does not depend on the batch.
-    return [(weight * x.float()[:, None, :]).sum(dim=-1) / whole for x in scores]
+    # A sum per row, not a matrix product: its order depends on nothing else.
+    return [(weight * x[..., None, :]).sum(dim=-1) / whole for x in scores]
 
 
 def agreement(scores: Tensor, shared_scores: Tensor) -> Tensor:

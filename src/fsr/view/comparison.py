@@ -64,10 +64,20 @@ class Comparison:
     runs: tuple[MethodRun, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def primary(self) -> MethodRun:
+        """What maps and steps are about: FSR, or the first method."""
+        return next((run for run in self.runs if run.name == "fsr"), self.runs[0])
+
+    def read_by(self, name: str) -> MethodRun | None:
+        """The run whose saliency or relevance is shown: `primary` if it read that score, else the first that did."""
+        runs = (self.primary, *self.runs)
+        return next((run for run in runs if getattr(run.selection, name) is not None), None)
+
     def score(self, name: str) -> Tensor | None:
-        """Saliency or relevance of all N tokens, from whichever method read it."""
-        found = [getattr(s.selection, name) for s in self.runs if getattr(s.selection, name) is not None]
-        return found[0] if found else None
+        """Saliency or relevance of all N tokens, see `read_by`."""
+        run = self.read_by(name)
+        return None if run is None else getattr(run.selection, name)
 
 
 def compare_methods(

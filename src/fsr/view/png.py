@@ -68,13 +68,14 @@ def compose(rows: Sequence[Sequence[Cell]], width: int, heading: str = "") -> Im
 
 def report_png(comparison: Comparison, cell: int = 480) -> Image.Image:
     """The picture and its score maps in one row, then a row for each budget with all methods."""
-    run = comparison.runs[0].selection
+    run = comparison.primary.selection
     first = comparison.image if isinstance(comparison.image, Image.Image) else comparison.image[0]
     top = [Cell(first, "Picture", f"all {run.total} tokens: {comparison.unpruned.text}")]
     for name in ("saliency", "relevance", "priority"):
         values = run.priority if name == "priority" else comparison.score(name)
         if values is not None:
-            top.append(Cell(heat_picture(comparison, values.tolist(), cell), name.capitalize(), ""))
+            heat = heat_picture(comparison, values.tolist(), cell)
+            top.append(Cell(heat, name.capitalize(), _told(comparison, name)))
     budgets: dict[int, list[Cell]] = {}
     for s in comparison.runs:
         drawn = draw(comparison.image, s.selection, cell, legend=False)
@@ -82,6 +83,14 @@ def report_png(comparison: Comparison, cell: int = 480) -> Image.Image:
     columns = max(4, len(top))
     rows = [top, *(cells[i : i + columns] for cells in budgets.values() for i in range(0, len(cells), columns))]
     return compose(rows, cell, f"“{comparison.question}”")
+
+
+def _told(comparison: Comparison, name: str) -> str:
+    """Whose score it is: methods may read relevance from different sources."""
+    run = comparison.primary if name == "priority" else comparison.read_by(name)
+    if run is None or name == "saliency":
+        return ""
+    return f"of {run.name}" + (f", from {run.relevance}" if name == "relevance" else "")
 
 
 def heat_picture(comparison: Comparison, values: Sequence[float], size: int) -> Image.Image:

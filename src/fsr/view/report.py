@@ -96,8 +96,9 @@ def _asked(run: MethodRun) -> bool:
 
 
 def _source(comparison: Comparison) -> str:
-    """Where the relevance that is shown came from: that of the first method that read it (see `Comparison.score`)."""
-    return next((run.relevance for run in comparison.runs if _asked(run)), "nowhere: none was read")
+    """Where the relevance that is shown came from (see `Comparison.read_by`)."""
+    run = comparison.read_by("relevance")
+    return "nowhere: none was read" if run is None else run.relevance
 
 
 def _head(comparison: Comparison, canvas: Canvas) -> Markup:

@@ -1,7 +1,8 @@
 """What `fsr batch` is asked: a folder of pictures, JSONL or Parquet as rows with an id that stays the same.
 
 - **Folder**: every picture in it and below it, in the order of their paths; all get the one question of `--question`.
-- **JSONL**: an object per line with `image` (a path, relative to the file's own folder), `question` and perhaps `id`.
+- **JSONL**: an object per line with `image` (a path, relative to the file's own folder, or a list of paths for several
+  pictures in one prompt), `question` and perhaps `id`.
 - **Parquet**: columns of these names; `image` holds paths, the bytes of picture files, or `datasets`' struct of both.
 
 An id is the one given, else a hash of picture and question with `-2`, `-3`, ... on repetitions: it does not depend on
@@ -28,9 +29,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Row:
-    """One question about one picture.
+    """One question about one picture, or about several.
 
-    image: a path as the input has it, or FILE#ROW for a picture inside a Parquet file; None where it has neither.
+    image: a path as the input has it, or FILE#ROW for a picture inside a Parquet file; None where it has neither. Of
+    several the JSON list of their paths, which are also in `images`.
     place: that row of the Parquet file; None for a path.
     error: why this row cannot be asked, found while reading.
     """
@@ -40,6 +42,7 @@ class Row:
     question: str | None
     place: int | None = None
     error: str | None = None
+    images: Sequence[str] | None = None
 
 
 def read_rows(source: Path, question: str | None = None) -> list[Row]:
@@ -112,11 +115,14 @@ def _checked(value: Any, where: str, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"error": f"{where} is no object: write {{'image': ..., 'question': ...}}.", "key": key}
     row = {name: value.get(name) for name in ("id", "image", "question")}
+    if isinstance(row["image"], list) and row["image"] and all(isinstance(path, str) for path in row["image"]):
+        row |= {"images": row["image"], "image": json.dumps(row["image"], ensure_ascii=False)}
     if row["id"] is not None and (isinstance(row["id"], bool) or not isinstance(row["id"], str | int)):
         return {"error": f"{where}: `id` must be text or a whole number.", "key": key}
     for name in ("image", "question"):
         if row[name] is not None and not isinstance(row[name], str):
-            error = f"{where}: `{name}` must be text, not {type(row[name]).__name__}."
+            kind = "text or a list of paths" if name == "image" else "text"
+            error = f"{where}: `{name}` must be {kind}, not {type(row[name]).__name__}."
             return {"id": row["id"], "error": error, "key": key}
     return row
 
@@ -191,7 +197,7 @@ def _identified(found: Sequence[Mapping[str, Any]]) -> list[Row]:
         fields = [_storable(value) for value in (name, image, question)]
         if fields != [name, image, question]:
             error = "the row holds characters that are no Unicode text: write it as UTF-8."
-        rows.append(Row(str(fields[0]), fields[1], fields[2], r.get("place"), error))
+        rows.append(Row(str(fields[0]), fields[1], fields[2], r.get("place"), error, r.get("images")))
     twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
         raise UsageError(f"{len(twice)} ids are given more than once ({', '.join(twice[:3])}): an id names one row.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from fsr.errors import UsageError
 from fsr.methods.parts import split
+from fsr.methods.picture_budgets import EachPrompt
 from fsr.version import __version__
 
 __all__ = ["SETTINGS", "Job"]
@@ -51,6 +52,11 @@ class Job:
         """The method, or the members of a chain."""
         before_llm, in_llm = split(self.method)
         return [m for m in (before_llm, *in_llm) if m is not None]
+
+    @property
+    def each(self) -> EachPrompt | None:
+        """The budgets of the pictures of a row, where each has its own."""
+        return next((m.keep for m in self.methods if isinstance(m.keep, EachPrompt)), None)
 
     @property
     def keep(self) -> str:

@@ -26,12 +26,20 @@ class Pictures:
         self._starts: list[int] = []
         self._group, self._column = -1, None
 
-    def open(self, row: Row) -> Image.Image:
-        """The picture of one row.
+    def open(self, row: Row) -> list[Image.Image]:
+        """The picture (or pictures) of one row.
 
         Raises:
             UsageError: there is none, or it cannot be read.
         """
+        if row.images is None or row.error is not None:
+            return [self._open(row)]
+        try:
+            return [open_image(self.folder / path) for path in row.images]
+        except OSError as error:
+            raise UsageError(f"{row.image} cannot be read ({error}): check the files and their folder.") from error
+
+    def _open(self, row: Row) -> Image.Image:
         if row.error is not None or row.image is None:
             raise UsageError(row.error or "the row has no `image`: give a path.")
         try:

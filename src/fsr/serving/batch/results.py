@@ -24,7 +24,8 @@ from fsr.serving.batch.inputs import Row
 
 __all__ = ["SCHEMA", "check_answered", "part_file", "read_parts", "sweep", "write_part"]
 
-# tokens_*: visual tokens of the picture. seconds: the row's share of its batch. Null where a row has an error.
+# tokens_*: visual tokens of the picture (of several: of all). seconds: the row's share of its batch. Null where a row
+# has an error.
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),

@@ -58,7 +58,8 @@ class Worker:
                 )
             self.model, self.processor = load(job.model, job.device)
             self.pruned = prune(self.model, job.method, processor=self.processor, relevance=job.relevance).apply()
-            self.together([bundled_scene()], ["what is this?"])
+            some = 1 if job.each is None else len(job.each.values)
+            self.together([[bundled_scene()] * some], ["what is this?"])
         except FSRError as error:
             self.refused = str(error)
 
@@ -74,13 +75,15 @@ class Worker:
         """One record of `SCHEMA` per row, in their order."""
         began = perf_counter()
         replies: dict[str, Reply] = {}
-        ready: list[tuple[Row, Image.Image]] = []
+        ready: list[tuple[Row, list[Image.Image]]] = []
         for row in rows:
             try:
-                picture = self.pictures.open(row)
+                pictures = self.pictures.open(row)
+                if self.job.each is not None:
+                    self.job.each.check(len(pictures))
                 if not (row.question or "").strip():
                     raise QuestionError("the question is empty: write what you want to know about the picture.")
-                ready.append((row, picture))
+                ready.append((row, pictures))
             except FSRError as error:
                 replies[row.id] = Reply(error=str(error))
         replies |= self.apart(ready)
@@ -91,12 +94,12 @@ class Worker:
             for row in rows
         ]
 
-    def apart(self, ready: Sequence[tuple[Row, Image.Image]]) -> dict[str, Reply]:
+    def apart(self, ready: Sequence[tuple[Row, list[Image.Image]]]) -> dict[str, Reply]:
         """Replies by id: all in one call if that works, else each row alone, to find the one to blame."""
         if not ready:
             return {}
         try:
-            replies = self.together([picture for _, picture in ready], [row.question or "" for row, _ in ready])
+            replies = self.together([pictures for _, pictures in ready], [row.question or "" for row, _ in ready])
             return {row.id: reply for (row, _), reply in zip(ready, replies)}
         except (PictureError, FeatureError, QuestionError) as error:
             if len(ready) == 1:
@@ -106,7 +109,7 @@ class Worker:
             found |= self.apart([one])
         return found
 
-    def together(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> list[Reply]:
+    def together(self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> list[Reply]:
         """One call of the model's own `generate`, prompts padded on the left."""
         made = chat_batch(self.processor, pictures, questions)
         inputs = {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in made.items()}
@@ -115,9 +118,10 @@ class Worker:
                 **inputs, question=list(questions), max_new_tokens=self.job.max_new_tokens, do_sample=False
             )
         report = self.pruned.last
-        if report is None or report.rows != tuple(range(len(questions))):
-            raise UsageError(f"prompts of {self.job.model!r} do not hold one picture each: check its chat template.")
+        if report is None or report.rows != tuple(i for i, some in enumerate(pictures) for _ in some):
+            raise UsageError(f"prompts of {self.job.model!r} do not hold their pictures: check its chat template.")
         texts = self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        drops = report.in_llm.drops if report.in_llm is not None else ()
-        kept = [len(r) for r in drops[-1].rows] if drops else [s.kept for s in report.selections]
-        return [Reply(text.strip(), None, s.total, k, s.n_focus) for text, s, k in zip(texts, report.selections, kept)]
+        counts = [[0, 0, 0] for _ in questions]
+        for row, entered, last in zip(report.rows, report.selections, report.at_last_layer):
+            counts[row] = [a + b for a, b in zip(counts[row], (entered.total, last.kept, entered.n_focus))]
+        return [Reply(text.strip(), None, *count) for text, count in zip(texts, counts)]

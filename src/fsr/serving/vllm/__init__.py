@@ -11,15 +11,17 @@ line:
 
 | file | idea |
 |---|---|
+| `checkpoints` | which checkpoints are served, and which are refused by name |
 | `settings`, `arguments` | what the engine and a single request ask for, and in which words |
 | `gateway` | a door in front of the server that takes only these words from clients |
 | `processing` | the front end: K placeholders announced, the question found, both in the cache key |
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
+| `failures` | a picture that cannot be chosen from costs its own request only |
 | `memory` | a picture that is encoded again keeps its choice |
 | `mrope` | kept tokens keep their three-dimensional positions |
 | `first_layer` | relevance from a first attention layer as vLLM builds it |
 | `taps`, `metrics` | queries and keys of vLLM's vision attention; what was kept, and how long it took |
-| `llava`, `llava_next`, `llava_onevision`, `internvl`, `gemma3`, `qwen2_vl`, `qwen3_vl` | the model classes |
+| the others (`llava`, `qwen3_vl`, ...) | the model classes |
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.methods.picture_budgets import ByAge
+from fsr.serving.vllm.checkpoints import check_shown
 
 __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 
@@ -47,15 +50,17 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "fsr.serving.vllm.qwen2_vl:FSRQwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration": "fsr.serving.vllm.qwen3_vl:FSRQwen3VLMoeForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration": "fsr.serving.vllm.qwen3_5:FSRQwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration": "fsr.serving.vllm.qwen3_5:FSRQwen3_5MoeForConditionalGeneration",
+    "Gemma4ForConditionalGeneration": "fsr.serving.vllm.gemma4:FSRGemma4ForConditionalGeneration",
 }
 # The hooks into vLLM's processors and models are semi-private and change between its minor releases.
 SUPPORTED = ((0, 32), (0, 33))
-# Asked for, and refused by name: what stands in the way.
-_HALF = "vLLM's CPU build runs it in bfloat16 only, so it could not be held against Transformers yet"
-REFUSED = {
-    "Qwen3_5ForConditionalGeneration": _HALF,
-    "Qwen3_5MoeForConditionalGeneration": _HALF,
-    "Gemma4ForConditionalGeneration": "its pictures have a budget of soft tokens of their own (max_soft_tokens)",
+# What a config calls the families that `check_shown` judges.
+_TYPES = {
+    "Qwen3_5ForConditionalGeneration": "qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe",
+    "Gemma4ForConditionalGeneration": "gemma4",
 }
 
 
@@ -75,8 +80,14 @@ def register() -> None:
             _dotted((SUPPORTED[-1][0], SUPPORTED[-1][1] + 1)),
         )
         return
-    for place in ARCHITECTURES.values():
-        vllm.ModelRegistry.register_model(place.partition(":")[2], place)
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    for stock, place in ARCHITECTURES.items():
+        name = place.partition(":")[2]
+        vllm.ModelRegistry.register_model(name, place)
+        # What vLLM settles by an architecture's name (Qwen3.5's cache dtype, Gemma 4's attention backend).
+        if stock in MODELS_CONFIG_MAP:
+            MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[stock]
 
 
 def _dotted(release: tuple[int, int]) -> str:
@@ -92,7 +103,7 @@ def overrides(method: Method, architecture: str, relevance: str = "auto") -> dic
         relevance: as for `prune`, or a folder with a `text_tower/` (see `fsr.signals.clip_twin.save_twin`).
 
     Raises:
-        UnsupportedModelError: an architecture without a class here.
+        UnsupportedModelError: an architecture without a class here, or with one that no device has shown.
         UsageError: a method that does not prune before the language model.
     """
     if not isinstance(method, Method):
@@ -102,10 +113,11 @@ def overrides(method: Method, architecture: str, relevance: str = "auto") -> dic
         )
     place = ARCHITECTURES.get(architecture)
     if place is None:
-        why = f" ({REFUSED[architecture]}; fsr.prune() takes it)" if architecture in REFUSED else ""
+        why = " (take the checkpoint whose name ends in -hf)" if architecture == "InternVLChatModel" else ""
         raise UnsupportedModelError(
             f"no pruned class for {architecture} in vLLM{why}: there is one for {', '.join(ARCHITECTURES)}."
         )
+    check_shown(_TYPES.get(architecture, ""))
     chosen = {f.name: getattr(method, f.name) for f in fields(method)}
     changed = {f.name: chosen[f.name] for f in fields(method) if f.name != "keep" and chosen[f.name] != f.default}
     keep = asdict(method.keep) if isinstance(method.keep, ByAge) else method.keep

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fsr.errors import FSRError, UsageError
@@ -47,6 +47,7 @@ class Gateway:
             await _refuse(send, 413, f"the request is larger than {LARGEST >> 20} MiB.")
             return
         try:
+            _known(headers)
             made = rewritten(body, headers.get(HEADER, b"").decode("latin-1") or None)
         except FSRError as error:
             await _refuse(send, 400, str(error))
@@ -89,8 +90,8 @@ def rewritten(body: bytes, header: str | None = None) -> bytes:
         raise UsageError("media_io_kwargs: this server does not take them.")
     ways = [asked, {n: told.pop(n) for n in OURS if n in told}]
     for name in told:
-        if name.lower().startswith("fsr") or "pruning" in name.lower():
-            raise UsageError(f"unknown {name}: did you mean {nearest(name) or KEEP}?")
+        if (meant := nearest(name)) or name.lower().startswith("fsr") or "pruning" in name.lower():
+            raise UsageError(f"unknown {name}: did you mean {meant or KEEP}?")
     if header is not None:
         if (keep := _number(header)) is None:
             raise UsageError(f"X-FSR-Keep: {header}: a number of tokens or a share is wanted, as in 64 or 0.1.")
@@ -109,6 +110,12 @@ def rewritten(body: bytes, header: str | None = None) -> bytes:
     if together:
         told["mm_processor_kwargs"] = together
     return json.dumps(told).encode()
+
+
+def _known(headers: Iterable[bytes]) -> None:
+    for name in headers:
+        if name != HEADER and name.removeprefix(b"x-").startswith(b"fsr"):
+            raise UsageError(f"unknown header {name.decode('latin-1')}: did you mean X-FSR-Keep?")
 
 
 def _number(text: str) -> int | float | None:

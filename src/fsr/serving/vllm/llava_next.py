@@ -48,7 +48,19 @@ class Newlines:
 
 
 class TiledVision(LlavaVision):
-    """Pictures of several tiles: processed together, they come padded to the same number."""
+    """Pictures of several tiles: processed together, they come padded to the same number.
+
+    packer: the Transformers model whose packing function is used, for channels instead of features.
+    """
+
+    packer: ClassVar[Any]
+    image_newline: Any
+
+    def fsr_view(self) -> Any:
+        """The tower, and packing with this model's config."""
+        shown = view(self.config, self.vision_tower.vision_model, image_newline=self.image_newline)
+        shown.model.pack_image_features = partial(self.packer.pack_image_features, shown.model)
+        return shown
 
     def unpadded(self, pictures: dict[str, Any]) -> dict[str, Any]:
         """Each with its own tiles."""
@@ -68,10 +80,5 @@ class FSRLlavaNextForConditionalGeneration(TiledVision, LlavaNextForConditionalG
     """vLLM's LLaVA-NeXT with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = LlavaNextAdapter
+    packer: ClassVar[Any] = LlavaNextModel
     hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | FLAT_TOWER
-
-    def fsr_view(self) -> Any:
-        """Transformers' packing function on this model's config, for channels instead of features."""
-        shown = view(self.config, self.vision_tower.vision_model, image_newline=self.image_newline)
-        shown.model.pack_image_features = partial(LlavaNextModel.pack_image_features, shown.model)
-        return shown

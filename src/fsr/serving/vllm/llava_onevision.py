@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -24,7 +23,7 @@ from fsr.serving.vllm.llava import FLAT_TOWER
 from fsr.serving.vllm.llava_next import Newlines, TiledVision
 from fsr.serving.vllm.processing import PrunedProcessing
 from fsr.serving.vllm.taps import Watched
-from fsr.serving.vllm.vision import Seen, view
+from fsr.serving.vllm.vision import Seen
 
 __all__ = ["FSRLlavaOnevisionForConditionalGeneration"]
 
@@ -42,13 +41,8 @@ class FSRLlavaOnevisionForConditionalGeneration(TiledVision, LlavaOnevisionForCo
     """vLLM's LLaVA-OneVision with pruned pictures."""
 
     adapter_class: ClassVar[type[Adapter]] = LlavaOnevisionAdapter
+    packer: ClassVar[Any] = LlavaOnevisionModel
     hf_to_vllm_mapper = LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper | FLAT_TOWER
-
-    def fsr_view(self) -> Any:
-        """Transformers' packing function on this model's config, for channels instead of features."""
-        shown = view(self.config, self.vision_tower.vision_model, image_newline=self.image_newline)
-        shown.model.pack_image_features = partial(LlavaOnevisionModel.pack_image_features, shown.model)
-        return shown
 
     def seen_as(self, features: Sequence[Tensor], seen: Watched, given: Mapping[str, Any]) -> Seen:
         """vLLM packs by this ratio, whatever the checkpoint says."""

@@ -8,6 +8,7 @@ with `PROMETHEUS_MULTIPROC_DIR` set to an empty folder. In any case a line goes 
 | `fsr:visual_tokens_kept_total`, `fsr:visual_tokens_dropped_total` | K and N - K, summed over pictures |
 | `fsr:selection_milliseconds` | histogram: from the tower's features to the kept rows, per pass; label `backend` |
 | `fsr:choices_remembered_total` | pictures encoded again that kept the rows of the first time |
+| `fsr:choices_failed_total` | pictures whose features or scores were not finite (see `failures`) |
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Tally:
             made["dropped"].inc(total - kept)
             made["remembered"].inc(int(remembered))
 
+    def failed(self) -> None:
+        """One picture that the method could not choose from."""
+        if self._speaks:
+            _metrics()["failed"].inc()
+
     def selected(self, milliseconds: float, backend: str) -> None:
         """One pass in which tokens were chosen."""
         self.passes, self.milliseconds = self.passes + 1, self.milliseconds + milliseconds
@@ -67,6 +73,7 @@ def _metrics() -> dict[str, Any]:
         "kept": Counter("fsr:visual_tokens_kept", "Visual tokens kept, over all encoded pictures."),
         "dropped": Counter("fsr:visual_tokens_dropped", "Visual tokens dropped, over all encoded pictures."),
         "remembered": Counter("fsr:choices_remembered", "Pictures encoded again that kept the same rows."),
+        "failed": Counter("fsr:choices_failed", "Pictures whose features or scores were not finite."),
         "selection": Histogram(
             "fsr:selection_milliseconds", "Time to choose tokens, per pass.", ["backend"], buckets=BOUNDS
         ),

@@ -22,8 +22,10 @@ from vllm.multimodal.processing import PromptUpdate
 from fsr.adapters.base import Adapter
 from fsr.errors import QuestionError, UsageError
 from fsr.serving.vllm.arguments import QUESTION, others, refuse_near_misses
-from fsr.serving.vllm.settings import EngineSettings, Request
-from fsr.signals.question import extract_questions
+from fsr.serving.vllm.checkpoints import check_model_type
+from fsr.serving.vllm.settings import OWN, EngineSettings, Request
+from fsr.signals.question import extract_questions, own_questions
+from fsr.signals.question_tokens import question_ids
 
 __all__ = ["REQUEST", "PrunedProcessing"]
 
@@ -38,6 +40,7 @@ class PrunedProcessing:
     info: Any
 
     def __init__(self, info: Any, dummy_inputs: Any) -> None:
+        check_model_type(info.ctx.model_config.hf_config, self.adapter_class)
         super().__init__(info, dummy_inputs)  # type: ignore[call-arg]
         model = info.ctx.model_config
         self.settings = EngineSettings.of(model.hf_config, self.adapter_class.paired_text_tower, str(model.model))
@@ -71,12 +74,13 @@ class PrunedProcessing:
             if isinstance(given.get(QUESTION), _Trial):
                 names = [""] * pictures
             reads = [here and keep != 0 for here, keep in zip(asked, keeps)]
-            missing = any(here and question is None for here, question in zip(reads, questions))
-            own = self._question_in(inputs.prompt) if missing else None
+            missing = [here and question is None for here, question in zip(reads, questions)]
+            found = self._questions_in(inputs.prompt, missing, self.settings.which(given))
             requests = [
-                Request(keep, (question or own) if here else None, name)
-                for keep, question, here, name in zip(keeps, questions, reads, names)
+                Request(keep, (question or read) if here else None, name)
+                for keep, question, read, here, name in zip(keeps, questions, found, reads, names)
             ]
+            self._check_tokens({r.question for r in requests if r.question is not None})
             settled = replace(inputs, hf_processor_mm_kwargs={**others(given), REQUESTS: requests})
         return super().apply(settled, timing_ctx)  # type: ignore[misc]
 
@@ -146,15 +150,37 @@ class PrunedProcessing:
     def _count(self, keep: int | float, total: int, mm_items: Any, index: int) -> int:
         return total if keep == 0 else self.settings.count(keep, total, self.structural(mm_items, index))
 
-    def _question_in(self, prompt: Sequence[int]) -> str:
-        config = self.info.get_hf_config()
-        names = [f"{kind}_token_{form}" for kind in ("image", "video") for form in ("id", "index")]
-        placeholders = {getattr(config, name, -1) for name in names}
-        ids = torch.tensor([prompt])
-        found, _ = extract_questions(self.info.get_hf_processor(), ids, torch.ones_like(ids), placeholders)
-        if not found[0].strip():
+    def _questions_in(self, prompt: Sequence[int], missing: Sequence[bool], which: str) -> Sequence[str | None]:
+        """What the prompt asks, for the pictures that need it."""
+        if not any(missing):
+            return [None] * len(missing)
+        processor = self.info.get_hf_processor()
+        if which == OWN:
+            # Gemma 3's prompts have only the mark that begins a picture, at this point.
+            images = self._token_ids("image") & set(prompt) or self._token_ids("boi")
+            found = own_questions(processor, prompt, images)
+            if len(found) != len(missing):
+                raise QuestionError(
+                    f"{len(missing)} pictures and {len(found)} places for them in the prompt, so nobody knows in which "
+                    f"turn each came: give {QUESTION} as a list."
+                )
+        else:
+            ids = torch.tensor([prompt])
+            marks = self._token_ids("image") | self._token_ids("video")
+            found = extract_questions(processor, ids, torch.ones_like(ids), marks)[0] * len(missing)
+        if any(here and not question.strip() for here, question in zip(missing, found)):
             raise QuestionError(f"no question in the prompt: write one, or give {QUESTION} in mm_processor_kwargs.")
-        return found[0]
+        return found
+
+    def _check_tokens(self, questions: set[str]) -> None:
+        """A question may have characters and no tokens, which these sources of relevance read."""
+        if self.settings.relevance in ("first-layer", "embedding"):
+            for question in questions:
+                question_ids(self.info.ctx.get_tokenizer(), question)
+
+    def _token_ids(self, kind: str) -> set[int]:
+        config = self.info.get_hf_config()
+        return {getattr(config, f"{kind}_token_{form}", -1) for form in ("id", "index")}
 
 
 def _is_embedded(mm_items: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from fsr.errors import BudgetError, QuestionError, UsageError
 from fsr.methods.base import Method, get
 from fsr.methods.picture_budgets import ByAge, by_age
-from fsr.pipeline.select import check_question_for
+from fsr.pipeline.select import QuestionFor, check_question_for
 from fsr.serving.vllm.arguments import (
     KEEP,
     METHOD,
@@ -34,10 +34,11 @@ from fsr.serving.vllm.arguments import (
 )
 from fsr.signals.calibration import RelevanceCalibration, calibration_beside, load_calibration
 
-__all__ = ["EngineSettings", "Request"]
+__all__ = ["OWN", "EngineSettings", "Request"]
 
 # The engine checks the length of prompts, but not of this.
 LONGEST = 4096
+OWN = "own"
 _KNOWN = ("method", "keep", "relevance", "options", "question_for", RATE, METHOD)
 
 
@@ -72,7 +73,8 @@ class EngineSettings:
     method: what chooses; requests bring their own budget. keep: the budget of requests that ask for none, 0 for off,
     or by the pictures' age. relevance: "auto" (the paired text tower), "none", "first-layer", "embedding", or a folder
     with a `text_tower/`; calibration: how to read the last but one or two, where `fsr calibrate` measured it.
-    question_for: "all" pictures are chosen with the question, or the "newest" of a prompt only.
+    question_for: "all" pictures are chosen with the question, or the "newest" of a prompt only, or each with that of
+    its "own" turn, whatever is asked later.
     """
 
     method: Method
@@ -176,8 +178,12 @@ class EngineSettings:
         Raises:
             UsageError, RelevanceError: see `fsr.pipeline.select.check_question_for`.
         """
-        which = _question_for(arguments.get(QUESTION_FOR, self.question_for), self.method)
-        return [self.reads_question and (which == "all" or i == pictures - 1) for i in range(pictures)]
+        newest = self.which(arguments) == "newest"
+        return [self.reads_question and (not newest or i == pictures - 1) for i in range(pictures)]
+
+    def which(self, arguments: Mapping[str, object]) -> str:
+        """`question_for` of a request: "all", "newest" or "own"."""
+        return _question_for(arguments.get(QUESTION_FOR, self.question_for), self.method)
 
     def count(self, keep: int | float, total: int, structural: int = 0) -> int:
         """K of a picture with `total` tokens, `structural` of which are no patches (newlines) and fall first."""
@@ -208,5 +214,8 @@ def _by_age(given: Mapping[str, Any]) -> ByAge:
 
 
 def _question_for(value: Any, method: Method) -> str:
-    check_question_for(value, method)
+    if value not in (*get_args(QuestionFor), OWN):
+        raise UsageError(f"question_for={value!r} is unknown: use 'all', 'newest' or 'own'.")
+    if value != OWN:
+        check_question_for(value, method)
     return str(value)

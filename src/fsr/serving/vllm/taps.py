@@ -82,7 +82,7 @@ class Watched:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if args:
                 self.given[name] = args[0].detach()
-            self.made[name] = output.detach()
+            self.made[name] = getattr(output, "last_hidden_state", output).detach()
 
         return hook
 

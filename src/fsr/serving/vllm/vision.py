@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from fsr.adapters.base import Adapter, TowerStates
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
+from fsr.serving.vllm.checkpoints import check_model_type
+from fsr.serving.vllm.failures import picked
 from fsr.serving.vllm.first_layer import EngineFirstLayer
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
@@ -59,6 +62,7 @@ class PrunedVision:
     tower_name: ClassVar[str] = "vision_tower"
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check_model_type(vllm_config.model_config.hf_config, self.adapter_class)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         _refuse_what_skips_hooks(vllm_config)
         self._fsr_config = model = vllm_config.model_config
@@ -114,6 +118,10 @@ class PrunedVision:
         """One pass of the tower as the adapter expects it."""
         raise NotImplementedError
 
+    def watching(self, numbers: set[int]) -> AbstractContextManager[Watched]:
+        """Watch these layers, and the other modules, while the body encodes."""
+        return watch({n: self.attention(n) for n in numbers}, **self.watched_modules())
+
     @property
     def feature_width(self) -> int | None:
         """D, where channels of another kind stand behind a token's own features."""
@@ -145,8 +153,7 @@ class PrunedVision:
             chosen: list[Chosen | None] = [None] * len(requests)
             spent = 0.0
         else:
-            numbers = set(self._fsr_layers().values())
-            with watch({n: self.attention(n) for n in numbers}, **self.watched_modules()) as seen:
+            with self.watching(set(self._fsr_layers().values())) as seen:
                 features = self.features_of(given)
             main = [f[:, : self.feature_width] for f in features]
             device = features[0].device
@@ -188,9 +195,11 @@ class PrunedVision:
         tokens = units.tokens
         out: list[Chosen | None] = [None] * len(tokens)
         groups: dict[bool, list[int]] = {}
+        counts = []
         for i, (unit, request) in enumerate(zip(tokens, requests)):
             structural = 0 if unit.structural is None else int(unit.structural.sum())
-            if known[i] is not None or self.fsr_settings.count(request.keep, unit.count, structural) == unit.count:
+            counts.append(self.fsr_settings.count(request.keep, unit.count, structural))
+            if known[i] is not None or counts[i] == unit.count:
                 continue
             question = request.question if "relevance" in signals else None
             if scorer is not None and question is not None:
@@ -199,8 +208,9 @@ class PrunedVision:
             groups.setdefault(question is not None, []).append(i)
         for asked, members in groups.items():
             one = method if asked else without_relevance(method)
-            for i, s in zip(members, one([tokens[i] for i in members], [requests[i].keep for i in members])):
-                out[i] = Chosen(s.features, s.rows)
+            asking = [(tokens[i], requests[i].keep, counts[i]) for i in members]
+            for i, chosen in zip(members, picked(one, asking, self.fsr_tally)):
+                out[i] = chosen
         return out
 
     def _signals_of(self, seen: Watched, segments: Tensor | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
