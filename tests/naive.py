@@ -85,7 +85,11 @@ class Naive:
         ahead = layer.self_attn(hidden_states=normed, attention_mask=own, position_embeddings=turns)[1]
         keys = before.k_proj(earlier["hidden_states"]).unflatten(-1, (-1, before.head_dim)).transpose(1, 2)
         turn = sys.modules[type(before).__module__].apply_rotary_pos_emb
-        keys = turn(keys, keys, *turns)[0].repeat_interleave(before.num_key_value_groups, 1).transpose(1, 2).flatten(2)
+        # As if each prompt began at position 0: angles from its first token on.
+        angles = torch.atan2(turns[1], turns[0]).expand(len(alive), -1, -1)
+        angles = angles - torch.stack([a[int(m.nonzero()[0])] for a, m in zip(angles, alive)])[:, None]
+        keys = turn(keys, keys, angles.cos(), angles.sin())[0]
+        keys = keys.repeat_interleave(before.num_key_value_groups, 1).transpose(1, 2).flatten(2)
         self.chosen[i], self.merged[i] = [], []
         for (row, whole), columns in zip(pictures, current):
             k = min(method.budgets(len(whole), depth)[step], len(columns))

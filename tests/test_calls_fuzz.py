@@ -1,5 +1,6 @@
-"""Situations drawn at random: families x layouts of padding x given or missing masks and positions x call x cache x
-wrappers x methods. Every row must give what it gives alone.
+"""Situations drawn at random (situations.py, picture_prompts.py): families x layouts of padding x given or missing
+masks and positions x call x cache x wrappers x methods, and picture files of every kind in prompts with several. Every
+row must give what it gives alone, called plainly.
 
 `FSR_FUZZ_MINUTES=60 python -m pytest -s tests/test_calls_fuzz.py` goes on for an hour with new situations, and prints
 how many there were.
@@ -7,223 +8,129 @@ how many there were.
 
 from __future__ import annotations
 
-import copy
-import functools
 import os
 import time
-import types
+import traceback
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
-from torch import nn
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import families
-import tiny
-from fsr import FSR, prepare, prune
-from fsr.methods import FastV, PyramidDrop, SparseVLM
-from test_calls_rows import PACKABLE, close, extended, fast, packed
+import picture_prompts
+import situations
+from fsr import prune
+from situations import Situation
+from test_calls_rows import PACKABLE, close, packed
 
 MINUTES = float(os.environ.get("FSR_FUZZ_MINUTES", "0"))
+FIRST = int(os.environ.get("FSR_FUZZ_FIRST", "1"))
 CASES: Counter[str] = Counter()
-BEFORE = {
-    "fsr": FSR(keep=3, relevance="none"),
-    "share": FSR(keep=0.4, relevance="none"),
-    "ragged": tiny.Salient(keep=0.3),
-    "whole": FSR(keep=1.0, relevance="none"),
-}
-INSIDE = {
-    "fastv": FastV(layer=1, keep=2),
-    "sparsevlm": SparseVLM(at=(1,), keep=3),
-    "pyramiddrop": PyramidDrop(at=(1,), keep=0.5),
-    "chain": BEFORE["fsr"] | FastV(layer=1, keep=2),
-}
 
 
-@dataclass(frozen=True)
-class Situation:
-    """One draw. rows: (pictures, clips) of each; completions: tokens behind each prompt; slack: columns of padding
-    behind all rows."""
-
-    family: str
-    method: str
-    rows: tuple[tuple[int, int], ...]
-    completions: tuple[int, ...]
-    slack: int
-    call: str  # forward, generate, or prepare for one of them
-    cached: bool
-    mask: bool
-    positions: bool
-    policy: str
-    wrapper: str
-    pictures: int
-
-
-@st.composite
-def situations(draw: Any) -> Situation:
-    family = draw(st.sampled_from(sorted(families.FAMILIES)))
-    methods = [*BEFORE] + ([*INSIDE] if fast(family) else [])
-    method = draw(st.sampled_from(methods))
-    clips = 1 if families.FAMILIES[family].clip and families.FAMILIES[family].mixes else 0
-    row = st.tuples(st.integers(0, 2), st.integers(0, clips))
-    rows = draw(st.lists(row, min_size=1, max_size=3).filter(lambda r: any(n + v for n, v in r)))
-    call = draw(st.sampled_from(["forward", "generate", "prepare-forward", "prepare-generate"]))
-    if method in INSIDE:
-        call = call.removeprefix("prepare-")
-    spoken = st.integers(1, 5) if call.endswith("forward") else st.just(0)
-    completions = tuple(draw(spoken) for _ in rows)
-    slack = draw(st.integers(0, 2)) if call.endswith("forward") else 0
-    padded = len({len(t) for t in texts(family, rows)}) > 1 or len(set(completions)) > 1 or slack > 0
-    mask = draw(st.booleans()) if not padded or call.endswith("generate") else True
-    positions = not family.startswith("qwen") and (mask or not padded) and draw(st.booleans())
-    policy = draw(st.sampled_from(["auto", "repack", "original"])) if not positions else "auto"
-    wrapper = draw(st.sampled_from(["none", "none", "generate", "forward", "parallel", "lora"]))
-    return Situation(
-        family, method, tuple(rows), completions, slack, call, draw(st.booleans()), mask, positions, policy, wrapper,
-        draw(st.integers(0, 20)),
-    )  # fmt: skip
-
-
-def texts(family: str, rows: Any) -> list[Any]:
-    ids = families.prompts(family, list(rows))
-    return [row[m.bool()] for row, m in zip(ids["input_ids"], ids["attention_mask"])]
-
-
-@cache
-def model_of(family: str, tuned: bool) -> Any:
-    if not tuned:
-        return families.model_of(family)
-    import peft
-
-    torch.manual_seed(0)
-    model = copy.deepcopy(families.model_of(family))
-    target = r".*(language_model|text_model).*q_proj"
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=target, r=2, init_lora_weights=False))
-
-
-@contextmanager
-def wrapped(model: Any, how: str) -> Any:
-    """The model as a user has it, and what to give to `prune`."""
-    if how == "parallel":
-        yield model, nn.DataParallel(model)
-    elif how == "generate":
-        old = model.generate
-        model.generate = types.MethodType(lambda self, *a, **k: old(*a, **k), model)
-        try:
-            yield model, model
-        finally:
-            del model.generate
-    elif how == "forward":
-        own = type(model).forward
-        # With its signature: `generate` of Transformers checks arguments by it.
-        model.forward = types.MethodType(functools.wraps(own)(lambda self, *a, **k: own(self, *a, **k)), model)
-        try:
-            yield model, model
-        finally:
-            del model.forward
-    else:
-        yield model, model
-
-
-def batch_of(s: Situation, only: int | None = None) -> dict[str, Any]:
-    """All rows, padded; or one of them alone, unpadded."""
-    rows, before = list(s.rows), 0 if only is None else only
-    if only is None:
-        inputs = families.prompts(s.family, rows, seed=s.pictures)
-    else:
-        n, v = (sum(r[i] for r in rows[:before]) for i in (0, 1))
-        inputs = families.prompts(s.family, [rows[only]], s.pictures + n, 50 + v, only)
-    which = range(len(rows)) if only is None else [only]
-    width = (max(s.completions) + s.slack) if only is None else s.completions[only]
-    ids, mask = torch.zeros(len(which), width, dtype=torch.long), torch.zeros(len(which), width, dtype=torch.long)
-    for i, row in enumerate(which):
-        n = s.completions[row]
-        ids[i, :n], mask[i, :n] = torch.arange(20, 20 + n) + row, 1
-    inputs = extended(inputs, ids, mask)
-    if s.positions:
-        m = inputs["attention_mask"]
-        inputs["position_ids"] = (m.cumsum(-1) - 1).clamp_min(0) + int(s.family == "paligemma" and "forward" in s.call)
-    if not s.mask:
-        del inputs["attention_mask"]
-    return inputs
-
-
-def run(model: Any, s: Situation, method: Any, inputs: dict[str, Any]) -> Any:
-    """Logits [B, T, V] of a forward, or scores of four steps [B, 4, V]; and the model's report."""
-    options: dict[str, Any] = dict(use_cache=s.cached)
-    if s.call.endswith("generate"):
-        options |= dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
-    with wrapped(model, s.wrapper) as (mine, given):
-        if s.call.startswith("prepare"):
-            call = s.call.removeprefix("prepare-")
-            made = prepare(given, method, inputs, positions=s.policy, call=call, use_cache=s.cached)
-            out = mine.generate(**made, **options) if call == "generate" else mine(**made, **options)
-        else:
-            with prune(given, method, positions=s.policy):
-                if s.call == "generate":
-                    rest = {k: v for k, v in inputs.items() if k != "input_ids"}
-                    out = mine.generate(inputs["input_ids"], **rest, **options)
-                else:
-                    out = mine(**inputs, **options)
-    return torch.stack(list(out.logits), 1) if s.call.endswith("generate") else out.logits
-
-
-@torch.no_grad()
 def check(s: Situation) -> None:
     CASES[s.family] += 1
-    model = model_of(s.family, s.wrapper == "lora")
-    method = BEFORE.get(s.method) or INSIDE[s.method]
-    if s.family in families.UNSEEN:
-        method = families.method_for(s.family, method.keep)
-    together = run(model, s, method, batch_of(s))
+    if (wrong := compared(s)) and not compared(replace(s, method="stock", wrappers=(), call=STOCK[s.call])):
+        raise AssertionError(wrong)
+    CASES["(the stock model differs, too)"] += bool(wrong)
+
+
+def compared(s: Situation) -> str:
+    """The rows of the batch against each row alone, called plainly: what differs, or nothing."""
+    fixed = tuple(w for w in s.wrappers if w in ("lora", "lora-tower", "offload"))
+    model = situations.model_of(s.family, s.attention, fixed)
+    plain = replace(s, call=PLAINLY[s.call], cache="default", mode="no_grad")
+    with situations.mode_of(model, s.mode):
+        batch = situations.run(model, s, situations.together(s), list(range(len(s.rows))), s.wrappers)
     for row in range(len(s.rows)):
         if not sum(s.rows[row]) and s.call.startswith("prepare"):
             continue  # nothing to prepare
-        alone = run(model, s, method, batch_of(s, row))
-        if s.call.endswith("generate"):
-            mine, other = together[row : row + 1], alone
-        else:
-            n = s.completions[row]
-            end = together.shape[1] - s.slack - (max(s.completions) - n)
-            mine, other = together[row : row + 1, end - n : end], alone[:, -n:]
-        assert close(mine, other), (row, float((mine - other).abs().max()))
+        inputs = situations.alone(s, row)
+        with torch.no_grad():
+            expected = situations.run(model, plain, inputs, [row])
+        mine = batch[row : row + 1]
+        if s.call.endswith("forward"):
+            mine, expected = spoken(s, row, mine, expected, inputs)
+        if not close(mine, expected):
+            return f"row {row} differs: {(mine - expected).abs().max() if mine.shape == expected.shape else mine.shape}"
+    return ""
+
+
+# The call whose rows alone say what is right.
+PLAINLY = {
+    "forward": "forward", "prepare-forward": "forward", "loop": "loop", "generate": "generate",
+    "prepare-generate": "generate", "beams": "beams",
+}  # fmt: skip
+# The same without pruning: what differs there is the model's own (recurrent layers read padding in the middle).
+STOCK = {**PLAINLY, "loop": "generate"}
+
+
+def spoken(s: Situation, row: int, mine: Any, expected: Any, inputs: Any) -> Any:
+    """Logits of the tokens behind the last picture of a row, which stand as far from the end as in the user's batch."""
+    whole = situations.together(replace(s, mask="long"))
+    columns = whole["attention_mask"][row].nonzero().squeeze(-1) - whole["input_ids"].shape[1]
+    ids, marks = inputs["input_ids"][0], torch.tensor([families.IMAGE, families.VIDEO])
+    last = torch.isin(ids, marks).nonzero()
+    n = len(ids) - (int(last[-1]) + 1 if len(last) else 0)
+    return mine[:, mine.shape[1] + columns[-n:]], expected[:, -n:]
 
 
 @torch.no_grad()
 def check_packed(family: str, keep: int, wrapper: str) -> None:
     CASES[family] += 1
-    model = model_of(family, wrapper == "lora")
+    model = situations.model_of(family, "sdpa", ("lora",) if wrapper == "lora" else ())
     both, parts = packed(family)
-    method = families.method_for(family, keep)
-    with wrapped(model, wrapper) as (mine, given), prune(given, method):
-        together = mine(**both, use_cache=False).logits
-        alone = [mine(**p, use_cache=False).logits for p in parts]
+    with situations.wrapped(model, (wrapper,)) as given, prune(given, families.method_for(family, keep)):
+        together = model(**both, use_cache=False).logits
+        alone = [model(**p, use_cache=False).logits for p in parts]
     n = alone[0].shape[1]
     assert close(together[:, :n], alone[0]) and close(together[:, n:], alone[1])
 
 
-def search(examples: int, number: int | None) -> None:
-    quiet = list(HealthCheck)
-    rules = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=quiet,
-                     derandomize=number is None)  # fmt: skip
-    decorated = rules(given(situations())(check))
+@torch.no_grad()
+def check_pictures(s: picture_prompts.Prompts) -> None:
+    CASES[f"pictures, {s.family}"] += 1
+    picture_prompts.check(s)
+
+
+def search(examples: int, number: int | None, strategy: Any, check: Any) -> None:
+    # Seconds for a smaller example are well spent, but not by a run that wants to see many.
+    phases = [Phase.generate] if number else [Phase.generate, Phase.shrink]
+    rules = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+                     phases=phases, report_multiple_bugs=False, derandomize=number is None)  # fmt: skip
+    decorated = rules(given(strategy)(check))
     (decorated if number is None else seed(number)(decorated))()
 
 
+def going_on(check: Any, capsys: Any) -> Any:
+    """The check of a long run: it says what it found at once, and goes on."""
+
+    def checked(s: Any) -> None:
+        try:
+            check(s)
+        except Exception as error:
+            CASES["found"] += 1
+            with capsys.disabled():
+                print("".join(traceback.format_exception(error)), s, flush=True)
+
+    return checked
+
+
 def test_situations(capsys):
-    began = time.monotonic()
+    began, number = time.monotonic(), FIRST
     if not MINUTES:
-        search(50, None)
-    number = 0
+        search(90, None, situations.situations(), check)
+        search(40, None, picture_prompts.prompts(), check_pictures)
     while time.monotonic() < began + 60 * MINUTES:
+        search(60, number, situations.situations(), going_on(check, capsys))
+        search(20, number, picture_prompts.prompts(), going_on(check_pictures, capsys))
+        if number % 10 == 1:
+            for family in PACKABLE:
+                check_packed(family, 1 + number % 4, ("none", "forward", "parallel", "lora")[number // 10 % 4])
         number += 1
-        search(100, number)
-        for family in PACKABLE:
-            check_packed(family, 1 + number % 4, ("none", "forward", "parallel", "lora")[number % 4])
         with capsys.disabled():
-            print(f"{sum(CASES.values())} situations, nothing found: {dict(CASES)}", flush=True)
+            many = sum(n for name, n in CASES.items() if name != "found" and "stock" not in name)
+            print(f"seed {number}, {many} situations: {dict(CASES)}", flush=True)
+    assert not CASES["found"]

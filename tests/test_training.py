@@ -32,6 +32,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert 0 <= float(names["accuracy"]) <= 1
     assert names["embedding"].shape == (2, names["states"].shape[-1])
     assert names["trainer"].state.global_step == 1
+    assert 0 <= names["evaluated"]["eval_accuracy"] <= 1
 
 
 def test_log_probabilities_of_grpo_equal_the_rows_alone(tmp_path):

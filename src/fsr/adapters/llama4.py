@@ -26,6 +26,7 @@ from fsr.adapters.packing import Channels, Layout, PackedAdapter, Window, centre
 from fsr.adapters.registry import register
 from fsr.errors import FeatureError, UnsupportedModelError, UsageError
 from fsr.signals.attention import LayerStates
+from fsr.signals.weights import weight_of
 from fsr.tokens import Selection
 
 __all__ = ["Llama4Adapter", "tile_grids"]
@@ -130,8 +131,9 @@ class Llama4Adapter(PackedAdapter):
         merged = (features != own).any(-1)
         if not bool(merged.any()):
             return raw
-        weight = self.base.multi_modal_projector.linear_1.weight.float()
-        step = torch.linalg.lstsq(weight, (features - own)[merged].float().T).solution.T
+        last = self.base.multi_modal_projector.linear_1
+        weight = weight_of(last) if last.weight.is_meta else last.weight  # its graph belongs to training
+        step = torch.linalg.lstsq(weight.to(features.device).float(), (features - own)[merged].float().T).solution.T
         return raw.index_add(0, merged.nonzero().squeeze(-1), step.to(raw))
 
     def _grids(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -50,7 +50,7 @@ class QwenVLAdapter(PackedAdapter):
         """As for other families, but attention is only read where it is full."""
         return {name: self._nearest(layer % self._depth) for name, layer in super().tapped_layers().items()}
 
-    def positions(self, inputs: Mapping[str, Any]) -> Tensor:
+    def positions(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Three-dimensional positions of the whole prompt, [3, B, L], by the model's own function (which writes
         nothing)."""
         if inputs.get("mm_token_type_ids") is None:

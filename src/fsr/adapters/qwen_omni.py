@@ -24,8 +24,11 @@ class QwenOmniAdapter(QwenVLAdapter):
     name = "qwen-omni"
     model_types = frozenset({"qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"})
 
-    def positions(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Three-dimensional positions of the whole prompt, [3, B, L]."""
+    def positions(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Three-dimensional positions of the whole prompt, [3, B, L]. Without a mask a `forward` of these models counts
+        in one dimension."""
+        if inputs.get("attention_mask") is None:
+            return None
         heard = inputs.get("feature_attention_mask")
         positions, _ = self.base.get_rope_index(
             inputs["input_ids"],

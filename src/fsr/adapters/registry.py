@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from torch import nn
@@ -28,9 +29,15 @@ def register(cls: A) -> A:
     return cls
 
 
+@cache
+def _plug_ins() -> tuple[EntryPoint, ...]:
+    """Found once: it reads the metadata of every installed package."""
+    return tuple(entry_points(group="fsr.adapters"))
+
+
 def available() -> dict[str, type[Adapter]]:
     """All adapters by name, those of installed plug-ins included."""
-    for point in entry_points(group="fsr.adapters"):
+    for point in _plug_ins():
         if point.name not in _ADAPTERS:
             _ADAPTERS[point.name] = point.load()
     return dict(sorted(_ADAPTERS.items()))

@@ -47,8 +47,8 @@ class SmolVLMAdapter(PackedAdapter):
             tiles.append(0)
         if len(tiles) != len(pixels):
             raise FeatureError(
-                f"the prompt has places for {len(tiles)} tiles and {len(pixels)} were given: "
-                "make prompt and pixels with the same processor call."
+                f"the prompt has places for {len(tiles)} tiles and {len(pixels)} were given: make prompt and pixels "
+                "with the same processor call (tiles of exact zeros count as padding: normalise a black picture)."
             )
         tile = torch.tensor(tiles, device=pixels.device)
         return Layout(torch.stack(ys), torch.stack(xs), tile, torch.zeros_like(tile))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fsr.methods.base import Picks, register
+from fsr.methods.checks import in_range
 from fsr.methods.quotas import crops
 from fsr.methods.uniform_grid import UniformGrid
 from fsr.tokens import Stage, VisualTokens
@@ -48,14 +49,15 @@ class AveragePool(UniformGrid):
         cell = apart.argmin(-1)  # [B, N], index of the centre
         lost = apart.isinf().all(-1)  # crops without any centre (more crops than tokens): left out
         share = (~lost).float()
-        sums = torch.zeros(b, k, width, device=device)
-        sums.scatter_add_(1, cell[..., None].expand(-1, -1, width), features.float() * share[..., None])
         sizes = torch.zeros(b, k, device=device).scatter_add_(1, cell, share)
+        # Divided before they are added: a sum of large values could leave float32.
+        parts = features.float() * (share / sizes.gather(1, cell))[..., None]
+        means = torch.zeros(b, k, width, device=device).scatter_add_(1, cell[..., None].expand(-1, -1, width), parts)
         target = torch.where(lost, -1, rows.gather(1, cell))
         own = torch.arange(n, device=device).expand(b, n)
         return Picks(
             rows=rows,
             stage=torch.full_like(rows, int(Stage.MERGED)),
-            features=(sums / sizes[..., None]).to(features.dtype),
+            features=in_range(means, features),
             merged_into=torch.where(target == own, -1, target),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from fsr.errors import FeatureError
 from fsr.tokens import VisualTokens
 
-__all__ = ["check_shapes", "finite", "refuse_nonfinite"]
+__all__ = ["check_shapes", "finite", "in_range", "refuse_nonfinite"]
 
 
 def check_shapes(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None:
@@ -47,6 +47,13 @@ def refuse_nonfinite(tokens: VisualTokens, extras: Mapping[str, Tensor]) -> None
     for name, extra in extras.items():
         if not bool(_patches(extra, tokens).isfinite().all()):
             raise FeatureError(f"{name} holds NaN or infinity: check the vision tower.")
+
+
+def in_range(merged: Tensor, features: Tensor) -> Tensor:
+    """Merged tokens, float32, in the dtype of `features`: a sum beyond its range (float16 ends at 65504) becomes its
+    largest value, not infinity."""
+    limits = torch.finfo(features.dtype)
+    return merged.clamp(limits.min, limits.max).to(features.dtype)
 
 
 def _scores(tokens: VisualTokens) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ Differs from the authors' code:
   picture has);
 - pivots are visited by falling n1, image pivots first. Theirs iterate over a Python set of column numbers, an order
   nobody chose, which changes the kept set: the function `dart` takes any order;
-- the picture's place comes from the prompt (theirs assumes 35 columns in front of 576); batches and several pictures;
+- the picture's place comes from the prompt (theirs assumes 35 columns in front of 576); batches and several pictures
+  (keys are turned as if each prompt began at position 0, so that padding in front changes no norm);
   budgets below 4 and prompts with fewer than 4 text tokens behind the picture work (theirs fail).
 """
 

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from fsr.errors import UsageError
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.checks import in_range
 from fsr.methods.uniform_grid import even
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
@@ -109,7 +110,7 @@ class PruMerge(Method):
         return Picks(
             rows=rows,
             stage=stage,
-            features=out.to(tokens.features.dtype),
+            features=in_range(out, tokens.features),
             merged_into=into,
             priority=attention.float(),
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fsr.errors import UsageError
@@ -26,9 +27,15 @@ def register(cls: type[Any]) -> type[Any]:
     return cls
 
 
+@cache
+def _plug_ins() -> tuple[EntryPoint, ...]:
+    """Found once: it reads the metadata of every installed package."""
+    return tuple(entry_points(group="fsr.methods"))
+
+
 def available() -> dict[str, type[Any]]:
     """All methods by name, those of installed plug-ins (entry points `fsr.methods`) included."""
-    for point in entry_points(group="fsr.methods"):
+    for point in _plug_ins():
         if point.name not in _METHODS:
             _METHODS[point.name] = point.load()
     return dict(sorted(_METHODS.items()))

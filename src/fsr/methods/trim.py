@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.checks import in_range
 from fsr.methods.saliency import by_score
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
@@ -39,7 +40,8 @@ def trim_tokens(features: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Te
     rows = top_k(relevance, k).sort(-1).values
     hidden = features.float()
     dropped = torch.ones_like(relevance, dtype=torch.bool).scatter_(1, rows, False)
-    mean = (hidden * dropped[..., None]).sum(1, keepdim=True) / dropped.sum(1)[:, None, None]
+    # Divided before they are added: a sum of large values could leave float32.
+    mean = (hidden * (dropped / dropped.sum(1, keepdim=True))[..., None]).sum(1, keepdim=True)
     return rows, torch.cat([hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1])), mean], dim=1)
 
 
@@ -69,7 +71,7 @@ class TRIM(Method):
         return Picks(
             rows=rows,
             stage=stage,
-            features=out.to(features.dtype),
+            features=in_range(out, features),
             merged_into=torch.where(source, last, -1),
             priority=relevance.float(),
         )

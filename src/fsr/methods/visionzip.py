@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.checks import in_range
 from fsr.methods.options import Within
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
@@ -61,16 +62,16 @@ def contextual(
 
     assign = (rows(unit, others) @ rows(unit, targets).mT).argmax(-1)
     hidden = features.float()
-    sums = torch.zeros(b, c, d, device=features.device).scatter_add_(
-        1, assign[..., None].expand(-1, -1, d), rows(hidden, others)
-    )
     count = torch.zeros(b, c, device=features.device).scatter_add_(
         1, assign, torch.ones_like(assign, dtype=torch.float)
     )
-    mean, target = sums / count.clamp_min(1)[..., None], rows(hidden, targets)
+    # Divided before they are added: a sum of large values could leave float32.
+    parts = rows(hidden, others) / count.gather(1, assign)[..., None]
+    mean = torch.zeros(b, c, d, device=features.device).scatter_add_(1, assign[..., None].expand(-1, -1, d), parts)
+    target = rows(hidden, targets)
     if total:
         return targets, target + mean, others, assign
-    return targets, torch.where((count > 0)[..., None], (target + mean) / 2, target), others, assign
+    return targets, torch.where((count > 0)[..., None], target / 2 + mean / 2, target), others, assign
 
 
 def visionzip_tokens(hidden: Tensor, saliency: Tensor, keys: Tensor, d: int, c: int) -> Tensor:
@@ -118,7 +119,7 @@ class VisionZip(Method):
         return Picks(
             rows=rows,
             stage=stage,
-            features=torch.cat([kept, merged.to(features.dtype)], dim=1),
+            features=torch.cat([kept, in_range(merged, features)], dim=1),
             merged_into=into.scatter(1, others, targets.gather(1, assign)),
             priority=saliency.float(),
         )

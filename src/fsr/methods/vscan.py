@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fsr.methods.base import Method, Picks, register
+from fsr.methods.checks import in_range
 from fsr.methods.quotas import crops, rank_in_group, windows
 from fsr.stages.ranking import top_k
 from fsr.tokens import Stage, VisualTokens
@@ -59,9 +60,11 @@ def average_into(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     nearest = (unit @ gather(unit).mT).argmax(-1)
     kept = torch.zeros(b, n, dtype=torch.bool, device=rows.device).scatter_(1, rows, True)
     weight = (~kept).float()
-    sums = gather(hidden).scatter_add(1, nearest[..., None].expand(-1, -1, d), hidden * weight[..., None])
     count = torch.ones(rows.shape, device=rows.device).scatter_add(1, nearest, weight)
-    return sums / count[..., None], torch.where(kept, -1, rows.gather(1, nearest))
+    # Divided before they are added: a sum of large values could leave float32.
+    parts = hidden * (weight / count.gather(1, nearest))[..., None]
+    means = (gather(hidden) / count[..., None]).scatter_add(1, nearest[..., None].expand(-1, -1, d), parts)
+    return means, torch.where(kept, -1, rows.gather(1, nearest))
 
 
 @register
@@ -86,7 +89,7 @@ class VScan(Method):
         return Picks(
             rows=rows,
             stage=stage,
-            features=merged.to(tokens.features.dtype),
+            features=in_range(merged, tokens.features),
             merged_into=into,
             priority=saliency.float(),
         )

@@ -254,6 +254,8 @@ class Work:
         kwargs["mm_encoder_outputs"] = {
             e.modality: adapter.hand_over(e, c, [run.row for run in r]) for e, c, r in zip(encoded, chosen, runs)
         }
+        if call == "generate":  # which infers a mask before anything else
+            inputs = {**inputs, "attention_mask": mask}
         flat = [(run, s) for rs, c in zip(runs, chosen) for run, s in zip(rs, c)]
         counts = [(run.row, s.kept, s.total) for run, s in flat]
         policy, anew = policy_of(adapter, self.positions, inputs, packed, counts)
@@ -263,13 +265,13 @@ class Work:
                 place(adapter, kwargs, inputs, mask, source, policy, call, None)
             return kwargs, policy, source
         source = shrink(mask, [r for r, _ in flat], [s.rows for _, s in flat], [s.total for _, s in flat])
-        for name, value in inputs.items():
-            per_token = isinstance(value, Tensor) and value.shape == ids.shape and name not in dropped
+        for name, value in kwargs.items():
+            per_token = isinstance(value, Tensor) and value.shape == ids.shape
             if per_token and name not in ("input_ids", "position_ids"):
                 kwargs[name] = gather(value, source, FILL.get(name, 0))
         kwargs["input_ids"] = gather(ids, source, self._pad_id())
-        if inputs.get("attention_mask") is None and bool((source < 0).any()):
-            kwargs["attention_mask"] = (source >= 0).long()
+        if kwargs.get("attention_mask") is None and bool((source < 0).any()):
+            kwargs["attention_mask"] = gather(mask, source, 0).long()
         place(adapter, kwargs, inputs, mask, source, policy, call, packed, anew)
         shorten_lengths(kwargs, source)
         if policy != "repack" and call == "generate" and not use_cache:

@@ -126,6 +126,7 @@ class Pruner(PrunedCalls):
             UsageError: the model is pruned already (two methods on one model: use `prepare`).
         """
         here, on = self.model.__dict__, self._handles.append
+        _forget_left_over(here)
         if PRUNER_ATTRIBUTE in here:
             raise UsageError(
                 "this model is pruned already: leave that block first, or use prepare() for a second method."
@@ -220,12 +221,26 @@ class PrunedGenerate:
 
 
 def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    return model.__dict__[PRUNER_ATTRIBUTE]._forward(args, kwargs)
+    pruner = model.__dict__.get(PRUNER_ATTRIBUTE)
+    if pruner is None:
+        raise UsageError("this is a copy.copy() of a pruned model, which shares its hooks: use copy.deepcopy().")
+    return pruner._forward(args, kwargs)
 
 
 def _after_forward(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-    if kwargs.get("mm_encoder_outputs") is not None:
+    if kwargs.get("mm_encoder_outputs") is not None and PRUNER_ATTRIBUTE in model.__dict__:
         model.__dict__[PRUNER_ATTRIBUTE]._after(kwargs, output)
+
+
+def _forget_left_over(here: dict[str, Any]) -> None:
+    """`copy.copy` of a pruned model takes over what stands on it, and keeps it when the block is over."""
+    other = here.get(PRUNER_ATTRIBUTE)
+    if other is not None and not other.applied:
+        del here[PRUNER_ATTRIBUTE]
+        if isinstance(here.get("generate"), PrunedGenerate):
+            earlier = here.pop("generate").earlier
+            if earlier is not None:
+                here["generate"] = earlier
 
 
 def _check_forward(model: Any) -> None:

@@ -86,8 +86,13 @@ class LayerInputs:
         return rotated(attention, q, turns).to(device), rotated(attention, k, turns).to(device)
 
     def _joined(self, row: int) -> Tensor:
+        """Keys as if the prompt began at position 0: padding in front would move them all, and with them any norm that
+        is not L2."""
         q, k = self._before
-        return joined_keys(k[row], q.shape[1])
+        first = int(self.valid[row].nonzero()[0])
+        cos, sin = (t[min(row, t.shape[0] - 1), first] for t in self._layer_before["position_embeddings"])
+        back = tuple(t.expand(1, k.shape[2], -1) for t in (cos, -sin))
+        return joined_keys(rotated(self.layers[self.index - 1].self_attn, k[row : row + 1], back)[0], q.shape[1])
 
     def _behind(self, row: int, columns: Tensor) -> Tensor:
         attention = self.layers[self.index - 1].self_attn
