@@ -8,22 +8,39 @@ model sees a blurred picture in all its N tokens, the information of K patches a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from fsr.adapters.base import Adapter
 from fsr.evaluation.batches import Batch
+from fsr.evaluation.question_set import QuestionSet
 from fsr.evaluation.record import Outcome
 from fsr.methods import Method
 from fsr.pipeline.kv_cache import placeholders
 
-if TYPE_CHECKING:
-    from fsr.evaluation.runner import Runner
-
 __all__ = ["ask_shrunk", "ask_without_picture", "shrink"]
 
 _FAR = 2.0  # the largest chordal distance: no token of the picture is covered
+
+
+class Asker(Protocol):
+    """What asks: a `Runner`."""
+
+    questions: QuestionSet
+    processor: Any
+
+    @property
+    def adapter(self) -> Adapter:
+        """What knows the model."""
+
+    def prompts(self, texts: list[str], pictures: list[Any] | None) -> dict[str, Any]:
+        """Prompts of one batch, without pictures where there are none."""
+
+    def generate(self, **ready: Any) -> Tensor:
+        """Prompts and answers, long [B, L]."""
 
 
 def shrink(picture: Image.Image, share: float) -> Image.Image:
@@ -35,7 +52,7 @@ def shrink(picture: Image.Image, share: float) -> Image.Image:
 
 
 @torch.no_grad()
-def ask_shrunk(runner: Runner, batch: Batch, method: Method) -> list[Outcome]:
+def ask_shrunk(runner: Asker, batch: Batch, method: Method) -> list[Outcome]:
     """The questions of a batch about pictures shrunk to the budget of `method`. `kept` is what the model was given."""
     small = []
     for item, unit in zip(batch.items, batch.seen.parts[0].units):
@@ -45,12 +62,12 @@ def ask_shrunk(runner: Runner, batch: Batch, method: Method) -> list[Outcome]:
 
 
 @torch.no_grad()
-def ask_without_picture(runner: Runner, batch: Batch) -> list[Outcome]:
+def ask_without_picture(runner: Asker, batch: Batch) -> list[Outcome]:
     """What the text alone answers: the same questions without any visual token."""
     return _ask(runner, batch, None)
 
 
-def _ask(runner: Runner, batch: Batch, pictures: list[Image.Image] | None) -> list[Outcome]:
+def _ask(runner: Asker, batch: Batch, pictures: list[Image.Image] | None) -> list[Outcome]:
     texts = [runner.questions.items[i].question.text for i in batch.items]
     prompts = runner.prompts(texts, pictures)
     kept = placeholders(runner.adapter, prompts["input_ids"])
