@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -163,10 +163,9 @@ class Conversation:
         given = ready.get("position_ids")
         if isinstance(given, Tensor) or turn.positions is not None:
             given = given.flatten(0, -2) if isinstance(given, Tensor) else repacked_positions(_mask(ready)[None])
-            if turn.positions is None:
-                turn = replace(turn, positions=repacked_positions(turn.mask[None]))
-            width = min(same, given.shape[-1], turn.positions.shape[-1])
-            same = _agree_columns(given[:, :width], turn.positions[:, :width]) if width else 0
+            before = repacked_positions(turn.mask[None]) if turn.positions is None else turn.positions
+            width = min(same, given.shape[-1], before.shape[-1])
+            same = _agree_columns(given[:, :width], before[:, :width]) if width else 0
         for i, (selection, columns) in enumerate(zip(ready.report.selections, self._columns(ready))):
             first, last = int(columns[0]), int(columns[-1])
             if first >= same:
