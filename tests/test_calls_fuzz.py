@@ -22,6 +22,7 @@ import families
 import picture_prompts
 import situations
 from fsr import prune
+from fsr.adapters import find
 from situations import Situation
 from test_calls_rows import PACKABLE, close, packed
 
@@ -85,7 +86,12 @@ def check_packed(family: str, keep: int, wrapper: str) -> None:
     CASES[family] += 1
     model = situations.model_of(family, "sdpa", ("lora",) if wrapper == "lora" else ())
     both, parts = packed(family)
-    with situations.wrapped(model, (wrapper,)) as given, prune(given, families.method_for(family, keep)):
+    # Packed 1-D prompts are numbered anew at any budget; alone they are only when told so.
+    policy = "repack" if find(families.model_of(family)).position_policy == "repack" else "auto"
+    with (
+        situations.wrapped(model, (wrapper,)) as given,
+        prune(given, families.method_for(family, keep), positions=policy),
+    ):
         together = model(**both, use_cache=False).logits
         alone = [model(**p, use_cache=False).logits for p in parts]
     n = alone[0].shape[1]
