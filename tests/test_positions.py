@@ -11,6 +11,7 @@ import torch
 import families
 import tiny
 from fsr import FSR, prepare, prune
+from fsr.errors import UsageError
 from fsr.pipeline.conversation import Conversation
 from fsr.pipeline.positions import policy_of
 
@@ -114,3 +115,67 @@ def test_a_conversation_that_changes_its_numbers():
     assert policies == ["original", "repack", "repack"]
     first = int((inputs["input_ids"][0] == families.IMAGE).nonzero()[0])
     assert talk.last.selections[0].rows.item() > 0 and reused[1] == first < reused[2]
+
+
+@pytest.mark.parametrize("keep", [1, 20])
+@pytest.mark.parametrize("name", ["llava", "qwen3-vl"])
+@torch.no_grad()
+def test_a_talk_over_one_cache_goes_on_for_three_turns(name, keep):
+    """A second `generate` from a cache leaves the notes of the pruned prompt on it."""
+    model, inputs = families.model_of(name), families.prompts(name, [(1, 0)])
+    more = torch.tensor([[5, 6]])
+    with prune(model, FSR(keep=keep, relevance="none")) as pruned:
+        out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        ids = torch.cat([pruned.last.input_ids, out.sequences[:, inputs["input_ids"].shape[1] :], more], 1)
+        for _ in range(2):
+            types = {k: torch.zeros_like(ids) for k in ("mm_token_type_ids",) if k in inputs}
+            again = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=out.past_key_values,
+                **types,
+                **GREEDY,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            cached = again.past_key_values.get_seq_length()
+            step = model(input_ids=again.sequences[:, -1:], past_key_values=copy.deepcopy(again.past_key_values))
+            fresh = prepare(model, FSR(keep=keep, relevance="none"), inputs, call="forward")
+            whole = model(**fresh, use_cache=True)
+            for token in again.sequences[:, pruned.last.input_ids.shape[1] :].split(1, 1):
+                whole = model(input_ids=token, past_key_values=whole.past_key_values)
+            assert cached == again.sequences.shape[1] - 1
+            assert (step.logits[:, -1] - whole.logits[:, -1]).abs().max() < 1e-4 * whole.logits.abs().max()
+            ids, out = torch.cat([again.sequences, more], 1), again
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+@torch.no_grad()
+def test_rows_of_a_cache_that_change_places_take_their_positions_along(name):
+    """Beam search by hand reorders and repeats the rows of a cache."""
+    model, inputs = families.model_of(name), families.prompts(name, [(1, 0), (1, 0)])
+    with prune(model, FSR(keep=[1, 2], relevance="none"), positions="original") as pruned:
+        out = model(**inputs, use_cache=True)
+        token = torch.tensor([[5], [6]])
+        mask = torch.cat([pruned.last.attention_mask, torch.ones_like(token)], 1)
+
+        def step(order: list[int], change: str, value: object):
+            cache = copy.deepcopy(out.past_key_values)
+            getattr(cache, change)(value)
+            return model(input_ids=token[order], past_key_values=cache, attention_mask=mask[order]).logits
+
+        straight = step([0, 1], "reorder_cache", torch.tensor([0, 1]))
+        for order, change, value in (
+            ([1, 0], "reorder_cache", torch.tensor([1, 0])),
+            ([0, 0, 1, 1], "batch_repeat_interleave", 2),
+            ([1], "batch_select_indices", torch.tensor([1])),
+        ):
+            got = step(order, change, value)
+            assert (got - straight[order]).abs().max() < 1e-4 * straight.abs().max()
+        if name == "llava":
+            inner = model.model(
+                input_ids=token, past_key_values=copy.deepcopy(out.past_key_values), attention_mask=mask
+            )
+            assert (model.lm_head(inner[0]) - straight).abs().max() < 1e-4 * straight.abs().max()
+        with pytest.raises(UsageError, match="attention_mask"):
+            model(input_ids=token, past_key_values=out.past_key_values)

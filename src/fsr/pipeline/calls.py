@@ -17,16 +17,16 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.pipeline.generate import (
     refuse_chunks,
     refuse_foreign_cache,
-    refuse_long_mask,
     refuse_own_assistant,
     refuse_uneven_beams,
+    refuse_wrong_mask,
     settings,
     shorter_limits,
     with_prompt,
 )
 from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.inputs import ids_and_mask, refuse_unpruned
-from fsr.pipeline.kv_cache import cache_of, mark, positions_go_on, remember_positions, rope_deltas
+from fsr.pipeline.kv_cache import MARK, cache_in, cache_of, mark, positions_go_on, remember_positions, rope_deltas
 from fsr.pipeline.open_call import OpenCall, named, running
 from fsr.pipeline.prepare import Work
 from fsr.pipeline.report import Prepared, Report
@@ -87,7 +87,7 @@ class PrunedCalls:
                 self._forget_interrupted()
                 if running(self) is None:
                     refuse_unpruned(self.adapter, kwargs)
-            refuse_long_mask(kwargs)
+            refuse_wrong_mask(kwargs)
             positions_go_on(self.adapter, kwargs)
             return (), kwargs
         self._forget_interrupted()
@@ -112,10 +112,10 @@ class PrunedCalls:
         if call is not None and call.single:
             call.end()
 
-    def _before_base(self, base: nn.Module, args: Any, kwargs: Any) -> None:
-        """The inner model runs inside our own calls, or on text."""
+    def _before_base(self, base: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The inner model runs inside our own calls, or on text, perhaps behind a cache that we filled."""
         if torch.compiler.is_compiling():
-            return
+            return None
         kwargs, _ = named(base.forward, type(base).forward, args, kwargs)
         if self.adapter.has_pixels(kwargs):
             raise UsageError(
@@ -125,8 +125,12 @@ class PrunedCalls:
         call = running(self)
         if call is None:
             refuse_unpruned(self.adapter, kwargs, "the inner model is not pruned by itself (prune(...) it in place)")
-        elif kwargs.get("mm_encoder_outputs") is not None:
+        elif kwargs.get("mm_encoder_outputs"):
             call.reached = True
+        if call is not None or not hasattr(cache_in(kwargs), MARK):
+            return None
+        positions_go_on(self.adapter, kwargs)
+        return (), kwargs
 
     @torch.compiler.disable
     def _after(self, kwargs: Any, output: Any) -> None:
@@ -143,9 +147,8 @@ class PrunedCalls:
             )
         cache, ids = cache_of(output), kwargs.get("input_ids")
         if cache is not None and isinstance(ids, Tensor):
-            mark(
-                cache, self.adapter, ids, rope_deltas(self.adapter, kwargs, "forward") if call is None else call.deltas
-            )
+            deltas = rope_deltas(self.adapter, kwargs, "forward") if call is None else call.deltas
+            mark(cache, self.adapter, ids, deltas, kwargs.get("attention_mask"))
         if call is not None and call.single and call.finished:
             self.last = call.report
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from fsr.adapters.base import Adapter
 from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UsageError
-from fsr.pipeline.kv_cache import MARK, cache_in, placeholders
+from fsr.pipeline.kv_cache import FILLED, MARK, cache_in, placeholders
 from fsr.pipeline.report import Prepared
 
 __all__ = [
     "refuse_chunks",
     "refuse_foreign_cache",
-    "refuse_long_mask",
     "refuse_own_assistant",
     "refuse_uneven_beams",
+    "refuse_wrong_mask",
     "settings",
     "shorter_limits",
     "with_prompt",
@@ -43,12 +43,17 @@ def refuse_uneven_beams(setting: Callable[[str], Any], prepared: Prepared) -> No
         )
 
 
-def refuse_long_mask(kwargs: dict[str, Any]) -> None:
+def refuse_wrong_mask(kwargs: dict[str, Any]) -> None:
     """In a hand-written loop the mask must continue the shortened prompt, not the one the user typed."""
     cache = cache_in(kwargs)
     mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
-    if not hasattr(cache, MARK) or kwargs.get("mm_encoder_outputs") is not None:
+    if not hasattr(cache, MARK) or kwargs.get("mm_encoder_outputs"):
         return
+    if mask is None and getattr(cache, FILLED) and kwargs.get("position_ids") is None:
+        raise UsageError(
+            "rows of this batch lost different numbers of columns and were filled up: pass attention_mask, that of the "
+            "shortened prompt (pruned.last.attention_mask) with a 1 for every new token, or use generate."
+        )
     if not isinstance(mask, Tensor) or mask.dim() != 2 or not isinstance(ids, Tensor):
         return
     cached = int(cache.get_seq_length())

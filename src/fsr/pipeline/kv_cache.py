@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fsr.adapters.base import Adapter
+from fsr.errors import UsageError
 
 __all__ = [
     "cache_in",
@@ -30,6 +31,9 @@ NAMES = ("cache", "past_key_values")
 # gaps) how far they are ahead of its columns, [B, 1].
 MARK = "_fsr_placeholders"
 DELTAS = "_fsr_rope_deltas"
+# Whether that prompt has masked columns, and what tells its rows apart (see `_row_keys`).
+FILLED = "_fsr_filled"
+ROWS = "_fsr_rows"
 
 
 def cache_in(kwargs: Mapping[str, Any]) -> Any:
@@ -53,10 +57,46 @@ def placeholders(adapter: Adapter, ids: Tensor) -> list[int]:
     return torch.isin(ids, taken).sum(-1).tolist()
 
 
-def mark(cache: Any, adapter: Adapter, ids: Tensor, deltas: Tensor | None) -> None:
+def mark(cache: Any, adapter: Adapter, ids: Tensor, deltas: Tensor | None, mask: Any = None) -> None:
     """Note on a KV cache which shortened prompt filled it."""
+    if deltas is not None:
+        deltas = deltas.repeat_interleave(len(ids) // len(deltas), dim=0)
     setattr(cache, MARK, placeholders(adapter, ids))
-    setattr(cache, DELTAS, None if deltas is None else deltas.repeat_interleave(len(ids) // len(deltas), dim=0))
+    setattr(cache, DELTAS, deltas)
+    # Rows that are equally far ahead may change places.
+    uneven = deltas is not None and len(deltas) > 1 and bool((deltas != deltas[0]).any())
+    column = int(cache.get_seq_length()) - 1
+    setattr(cache, ROWS, (column, _row_keys(cache, column)) if uneven else None)
+    setattr(cache, FILLED, isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask == 0).any()))
+
+
+def _row_keys(cache: Any, column: int) -> Tensor | None:
+    """The deepest layer's keys in one column, [B, heads * D]: they depend on all of a row before it. None where the
+    cache does not show them."""
+    for layer in reversed(getattr(cache, "layers", [])):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2] > column:
+            return keys[:, :, column].flatten(1).clone()
+    return None
+
+
+def _of_rows(cache: Any, deltas: Tensor) -> Tensor:
+    """`deltas` [B, 1] of the rows as they lie in the cache now: a beam search by hand reorders and repeats them.
+
+    Raises:
+        UsageError: rows that differ in their positions cannot be told.
+    """
+    column, before = getattr(cache, ROWS) or (0, None)
+    now = None if before is None else _row_keys(cache, column)
+    if before is None or now is None or (now.shape == before.shape and torch.equal(now, before)):
+        return deltas
+    same = (now[:, None] == before.to(now.device)[None]).all(-1)
+    if not bool(same.any(-1).all()):
+        raise UsageError(
+            "the rows of this KV cache are not those that the pruned batch left, and each has its own positions: pass "
+            "position_ids, or prune with positions='repack'."
+        )
+    return deltas[same.int().argmax(-1).to(deltas.device)]
 
 
 def positions_go_on(adapter: Adapter, kwargs: dict[str, Any], call: str = "forward") -> None:
@@ -69,12 +109,14 @@ def positions_go_on(adapter: Adapter, kwargs: dict[str, Any], call: str = "forwa
     cache, ids = cache_in(kwargs), kwargs.get("input_ids")
     if not hasattr(cache, MARK):
         return
-    if isinstance(ids, Tensor) and ids.shape[-1] > 1 and kwargs.get("mm_encoder_outputs") is None and is_empty(cache):
-        delattr(cache, MARK)
-        delattr(cache, DELTAS)
+    if isinstance(ids, Tensor) and ids.shape[-1] > 1 and not kwargs.get("mm_encoder_outputs") and is_empty(cache):
+        for note in (MARK, DELTAS, FILLED, ROWS):
+            delattr(cache, note)
         if hasattr(adapter.base, "rope_deltas"):
             adapter.base.rope_deltas = None
     elif kwargs.get("position_ids") is None and (deltas := getattr(cache, DELTAS)) is not None:
+        if not torch.compiler.is_compiling():
+            deltas = _of_rows(cache, deltas)
         if hasattr(adapter.base, "rope_deltas"):
             adapter.base.rope_deltas = deltas
         else:
@@ -87,6 +129,13 @@ def _counted_on(kwargs: Mapping[str, Any], cached: int, deltas: Tensor, call: st
     `forward`, of all for `generate`, which cuts them itself."""
     new = next(kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None)
     rows, width = new.shape[:2]
+    if len(deltas) == 1 or (len(deltas) != rows and bool((deltas == deltas[0]).all())):
+        deltas = deltas[:1].expand(rows, 1)
+    if len(deltas) != rows:
+        raise UsageError(
+            f"{rows} rows go on from a KV cache that a pruned batch of {len(deltas)} filled: pass position_ids, or "
+            "prune with positions='repack'."
+        )
     whole = width if call == "generate" else cached + width
     mask = kwargs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != (rows, whole):

@@ -228,7 +228,8 @@ def _before_forward(model: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _after_forward(model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-    if kwargs.get("mm_encoder_outputs") is not None and PRUNER_ATTRIBUTE in model.__dict__:
+    # `generate` hands an empty dict on where it was given no features: nothing of a prompt ran here.
+    if kwargs.get("mm_encoder_outputs") and PRUNER_ATTRIBUTE in model.__dict__:
         model.__dict__[PRUNER_ATTRIBUTE]._after(kwargs, output)
 
 
