@@ -33,7 +33,7 @@ def peers() -> list[str]:
 
 
 def accuracy_table(result: dict) -> str:
-    """The best rows in the order of their mean over the plane; clean signals beside that mean, at each of the small budgets."""
+    """The best rows in the order of their mean over the plane; clean signals beside that mean, by budget."""
     means = result["verdict"]["means"]
     head = ["accuracy, %", *(f"{k} of 144: {what}" for k in KEEPS for what in ("clean signals", "mean over the plane"))]
     full = f"{100 * result['unpruned']['accuracy']['value']:.1f}"

@@ -101,7 +101,8 @@ def test_forward_equals_dropped_columns(name, feature):
     family = families.FAMILIES[name]
     for rows in [(2, families.mixed(name)[1][1])], *([] if family.mixes else [[(0, 1)]]):
         inputs = families.prompts(name, rows, seed=1)
-        with prune(model, method(name)) as pruned:
+        # Numbered as the family is at usual budgets; below a twelfth see tests/test_positions.py.
+        with prune(model, method(name), positions=find(model).position_policy) as pruned:
             logits = model(**inputs).logits
         assert pruned.last.tokens_after == K * len(pruned.last.selections) < pruned.last.tokens_before
         expected = by_hand(name, model, inputs, pruned.last.selections)

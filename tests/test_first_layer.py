@@ -13,7 +13,7 @@ from torch import nn
 import tiny
 from families import FAMILIES, IMAGE, VIDEO, mixed, model_of, prompts, row_alone
 from fsr import FSR, RelevanceError, prepare, prune
-from fsr.methods import HAWK, Relevance
+from fsr.methods import HAWK, CDPruner, Relevance
 from fsr.pipeline.encode import encode
 from fsr.signals.attention import projections
 from fsr.signals.embedding import EmbeddingRelevance
@@ -94,7 +94,11 @@ def test_rows_of_heads(heads, shared):
             weighted_heads(rows, bad)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Llama 4 shows no list of layers and is refused, Gemma 3n has no saliency for FSR to read (see below).
+READ = [name for name in FAMILIES if name not in ("llama4", "gemma3n")]
+
+
+@pytest.mark.parametrize("name", READ)
 def test_equals_the_models_own_first_layer(name):
     """Paired with the right tokens, in the right length, for several pictures of several rows, and clips."""
     model = model_of(name)
@@ -124,7 +128,7 @@ def test_equals_the_models_own_first_layer(name):
         assert not score[~patch].any()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", READ)
 def test_a_row_alone_scores_the_same(name):
     model, rows = model_of(name), mixed(name)
     together = scored(model, prompts(name, rows), asked(3))
@@ -333,3 +337,14 @@ def test_refusals():
         EmbeddingRelevance(model.get_input_embeddings(), sign=0)
     with pytest.raises(RelevanceError, match="cannot do without"):
         prepare(model_of("qwen2.5-vl"), Relevance(keep=3), inputs, "30", relevance="none")
+
+
+def test_families_that_fsr_cannot_read_it_with():
+    """Refused in one line; a method that reads relevance alone runs where there is no saliency."""
+    if "llama4" in FAMILIES:
+        with pytest.raises(RelevanceError, match="no list of decoder layers"):
+            scored(model_of("llama4"), prompts("llama4", [(1, 0)]), asked(1))
+    if "gemma3n" in FAMILIES:
+        model, inputs = model_of("gemma3n"), prompts("gemma3n", [(1, 0)])
+        report, scores = scored(model, inputs, asked(1), method=CDPruner(keep=2))
+        assert report.relevance == "first-layer" and report.tokens_after == 2 and scores[0].isfinite().all()

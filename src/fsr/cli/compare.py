@@ -102,7 +102,7 @@ def _able(args: argparse.Namespace, runner: Any, names: list[str], keeps: list[i
     from fsr.evaluation.runnable import runnable
 
     typed = {part.strip().lower() for part in (args.methods or "").split(",")}
-    taken, refused = runnable(runner, [name for name in names if name not in typed], keeps[0])
+    taken, refused = runnable(runner, [name for name in names if name not in typed], keeps)
     for name, reason in refused.items():
         print(f"left out  {name}: {reason}", file=sys.stderr)
     return [name for name in names if name in typed or name in taken]
