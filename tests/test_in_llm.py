@@ -452,7 +452,8 @@ def test_rows_may_not_change_between_steps(model, batch):
         cache = model(**batch, use_cache=True).past_key_values
         cache.batch_select_indices(torch.tensor([0]))
         with pytest.raises(UsageError, match="no row may come or go"):
-            model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+            mask = torch.ones(1, cache.get_seq_length() + 1, dtype=torch.long)
+            model(input_ids=torch.tensor([[7]]), past_key_values=cache, attention_mask=mask)
 
 
 def test_sliding_layers_are_refused(single):

@@ -17,7 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="measure `mini`, `mini-qwen3`, a folder with a saved model, or a hub id (default: mini)"
     )
-    parser.add_argument("--config", help="a true-size model with random weights (llava-1.5-7b, qwen2.5-vl-7b, ...)")
+    parser.add_argument(
+        "--config",
+        help="a true-size model with random weights, built and timed (minutes, gigabytes; --preset counts at once): llava-1.5-7b, qwen3-vl-2b, ...",
+    )
     parser.add_argument(
         "--preset", help="count instead of measuring, by a convention: full, paper-table7, paper-fastv, paper-sparsevlm"
     )

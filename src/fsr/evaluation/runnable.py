@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from PIL.Image import Image
+
 from fsr.errors import FSRError
 from fsr.evaluation.poor_pictures import shrink
 from fsr.evaluation.runner import Runner
@@ -38,7 +40,8 @@ def _shrink_all(runner: Runner, keep: int | float) -> None:
     Raises:
         FSRError: that of the processor; some know no pictures below a size.
     """
-    method, by_size = trials_of(SHRUNK, keep)[0].method, {}
+    method = trials_of(SHRUNK, keep)[0].method
+    by_size: dict[tuple[int, int], Image] = {}
     for scene in {item.scene for item in runner.questions.items}:
         picture = runner.questions.picture(scene)
         by_size.setdefault(picture.size, picture)
