@@ -19,7 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config",
-        help="a true-size model with random weights, built and timed (minutes, gigabytes; --preset counts at once): llava-1.5-7b, qwen3-vl-2b, ...",
+        help="a true-size model with random weights, built and timed (minutes, gigabytes; --preset counts at once): "
+        "llava-1.5-7b, qwen3-vl-2b, ...",
     )
     parser.add_argument(
         "--preset", help="count instead of measuring, by a convention: full, paper-table7, paper-fastv, paper-sparsevlm"
