@@ -179,3 +179,18 @@ def test_rows_of_a_cache_that_change_places_take_their_positions_along(name):
             assert (model.lm_head(inner[0]) - straight).abs().max() < 1e-4 * straight.abs().max()
         with pytest.raises(UsageError, match="attention_mask"):
             model(input_ids=token, past_key_values=out.past_key_values)
+
+
+@torch.no_grad()
+def test_rows_that_can_no_longer_be_told_are_refused():
+    """The twin has sliding layers only: their columns move, and with them what tells the rows apart."""
+    model, inputs = families.model_of("gemma3"), families.prompts("gemma3", [(1, 0), (1, 0)])
+    with prune(model, FSR(keep=[1, 2], relevance="none"), positions="original") as pruned:
+        out = model(**inputs, use_cache=True)
+        mask, cache, token = pruned.last.attention_mask, out.past_key_values, torch.tensor([[5], [6]])
+        window = max(layer.sliding_window for layer in cache.layers)
+        with pytest.raises(UsageError, match="position_ids"):
+            for _ in range(2 * window):
+                mask = torch.cat([mask, torch.ones_like(token)], 1)
+                model(input_ids=token, past_key_values=cache, attention_mask=mask)
+        assert window - 1 <= cache.get_seq_length() <= window + 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from fsr.adapters.base import Adapter
 from fsr.adapters.wrappers import unwrapped
 from fsr.errors import UsageError
-from fsr.pipeline.kv_cache import FILLED, MARK, cache_in, placeholders
+from fsr.pipeline.kv_cache import MARK, cache_in, placeholders, was_filled_up
 from fsr.pipeline.report import Prepared
 
 __all__ = [
@@ -49,7 +49,7 @@ def refuse_wrong_mask(kwargs: dict[str, Any]) -> None:
     mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
     if not hasattr(cache, MARK) or kwargs.get("mm_encoder_outputs"):
         return
-    if mask is None and getattr(cache, FILLED) and kwargs.get("position_ids") is None:
+    if mask is None and kwargs.get("position_ids") is None and was_filled_up(cache):
         raise UsageError(
             "rows of this batch lost different numbers of columns and were filled up: pass attention_mask, that of the "
             "shortened prompt (pruned.last.attention_mask) with a 1 for every new token, or use generate."

@@ -24,6 +24,7 @@ __all__ = [
     "positions_go_on",
     "remember_positions",
     "rope_deltas",
+    "was_filled_up",
 ]
 
 NAMES = ("cache", "past_key_values")
@@ -31,8 +32,9 @@ NAMES = ("cache", "past_key_values")
 # gaps) how far they are ahead of its columns, [B, 1].
 MARK = "_fsr_placeholders"
 DELTAS = "_fsr_rope_deltas"
-# Whether that prompt has masked columns, and what tells its rows apart (see `_row_keys`).
-FILLED = "_fsr_filled"
+# The mask of that prompt, or None, and what tells its rows apart (see `_row_keys`). Both are looked at only by a step
+# that needs them: nothing waits for the device behind a prompt.
+MASK = "_fsr_mask"
 ROWS = "_fsr_rows"
 
 
@@ -63,19 +65,26 @@ def mark(cache: Any, adapter: Adapter, ids: Tensor, deltas: Tensor | None, mask:
         deltas = deltas.repeat_interleave(len(ids) // len(deltas), dim=0)
     setattr(cache, MARK, placeholders(adapter, ids))
     setattr(cache, DELTAS, deltas)
-    # Rows that are equally far ahead may change places.
-    uneven = deltas is not None and len(deltas) > 1 and bool((deltas != deltas[0]).any())
-    column = int(cache.get_seq_length()) - 1
-    setattr(cache, ROWS, (column, _row_keys(cache, column)) if uneven else None)
-    setattr(cache, FILLED, isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask == 0).any()))
+    setattr(cache, MASK, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+    setattr(cache, ROWS, None)
+    if deltas is not None and len(deltas) > 1:
+        column = int(cache.get_seq_length()) - 1
+        setattr(cache, ROWS, (column, _row_keys(cache, column)))
+
+
+def was_filled_up(cache: Any) -> bool:
+    """Whether the prompt that filled a marked cache has masked columns."""
+    mask = getattr(cache, MASK)
+    return mask is not None and bool((mask == 0).any())
 
 
 def _row_keys(cache: Any, column: int) -> Tensor | None:
     """The deepest layer's keys in one column, [B, heads * D]: they depend on all of a row before it. None where the
-    cache does not show them."""
+    cache does not show them (quantised keys, a sliding window that has moved)."""
+    held = int(cache.get_seq_length())
     for layer in reversed(getattr(cache, "layers", [])):
         keys = getattr(layer, "keys", None)
-        if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2] > column:
+        if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2] >= held > column:
             return keys[:, :, column].flatten(1).clone()
     return None
 
@@ -86,14 +95,15 @@ def _of_rows(cache: Any, deltas: Tensor) -> Tensor:
     Raises:
         UsageError: rows that differ in their positions cannot be told.
     """
+    if bool((deltas == deltas[0]).all()):
+        return deltas  # rows that are equally far ahead may change places
     column, before = getattr(cache, ROWS) or (0, None)
     now = None if before is None else _row_keys(cache, column)
-    if before is None or now is None or (now.shape == before.shape and torch.equal(now, before)):
-        return deltas
-    same = (now[:, None] == before.to(now.device)[None]).all(-1)
-    if not bool(same.any(-1).all()):
+    if before is not None and now is not None:
+        same = (now[:, None] == before.to(now.device)[None]).all(-1)
+    if before is None or now is None or not bool(same.any(-1).all()):
         raise UsageError(
-            "the rows of this KV cache are not those that the pruned batch left, and each has its own positions: pass "
+            "the rows of this KV cache have positions of their own, and which row is which can no longer be told: pass "
             "position_ids, or prune with positions='repack'."
         )
     return deltas[same.int().argmax(-1).to(deltas.device)]
@@ -110,7 +120,7 @@ def positions_go_on(adapter: Adapter, kwargs: dict[str, Any], call: str = "forwa
     if not hasattr(cache, MARK):
         return
     if isinstance(ids, Tensor) and ids.shape[-1] > 1 and not kwargs.get("mm_encoder_outputs") and is_empty(cache):
-        for note in (MARK, DELTAS, FILLED, ROWS):
+        for note in (MARK, DELTAS, MASK, ROWS):
             delattr(cache, note)
         if hasattr(adapter.base, "rope_deltas"):
             adapter.base.rope_deltas = None
