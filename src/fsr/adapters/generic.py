@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
@@ -99,13 +100,13 @@ class UnknownModel(Adapter):
             raise self.refusal(f"its features come with {', '.join(extra)}, which would have to be shortened alike")
         return output
 
+    @abstractmethod
     def placed(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
         """Units with signals and places.
 
         Raises:
             UnsupportedModelError: the model does not tell them.
         """
-        raise NotImplementedError
 
     def units(self, modality: Modality, output: Any, tower: TowerStates, inputs: Mapping[str, Any]) -> Units:
         """`placed`, or features alone where the method reads nothing else."""
