@@ -89,6 +89,8 @@ FAMILIES = {
 }
 # Behind an opt-in, and no prefix was found in the cache here: Qwen3.5's prompts are shorter than a block.
 NO_HITS = ("qwen3_5", "gemma4")
+# Pictures of at most 20 tokens: a step never holds more of them than the tower may take at once.
+SMALL = ("internvl",)
 
 
 def growing_chats_keep_their_prefix(told):
@@ -112,7 +114,8 @@ def test_family(family, tmp_path):
     cases = told(family, tmp_path)
     tower = cases.pop("the tower")
     # The scheduler counts kept tokens, the tower works on all: no more at once than the scheduler would have allowed.
-    assert tower["pass"] <= max(tower["budget"], tower["picture"]) and tower["step"] > tower["budget"]
+    assert tower["pass"] <= max(tower["budget"], tower["picture"])
+    assert family in SMALL or tower["step"] > tower["budget"]
     if (turns := cases.pop("turns", None)) is not None:
         growing_chats_keep_their_prefix(turns)
     length = equal(cases)

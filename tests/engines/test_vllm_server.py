@@ -16,7 +16,7 @@ from patience import SILENCE
 from PIL import Image
 from server import Server, chat
 
-from fsr import FSR
+from fsr import FSR, prune
 from fsr.asking.answer import answer
 from fsr.asking.load import load
 from fsr.serving.vllm import overrides
@@ -66,8 +66,10 @@ def test_clients_of_all_kinds_at_once(server, pictures):
     for number, (question, p, keep) in enumerate(jobs):
         status, body = results[number]
         assert status == 200, body
-        method = None if keep == 0 else FSR(keep=keep or 16)
-        expected = answer(model, processor, pictures[p], question, method, max_new_tokens=4)
+        # An engine numbers 1-D positions anew at any budget.
+        method = FSR(keep=keep or (1.0 if keep == 0 else 16))
+        with prune(model, method, processor=processor, positions="repack"):
+            expected = answer(model, processor, pictures[p], question, max_new_tokens=4)
         assert body["choices"][0]["message"]["content"].strip() == expected.text, jobs[number]
         whole = server.post(chat(question, pictures[p], fsr_keep=0))[1]["usage"]["prompt_tokens"]
         assert whole - body["usage"]["prompt_tokens"] == (0 if keep == 0 else 144 - (keep or 16))

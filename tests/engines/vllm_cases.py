@@ -30,6 +30,7 @@ from PIL import Image
 
 import tiny
 from fsr import FSR, prune
+from fsr.adapters import find
 from fsr.methods import get
 from fsr.serving.vllm import overrides
 
@@ -96,6 +97,11 @@ class Bench:
         how = SamplingParams(temperature=0, max_tokens=LONGEST, logprobs=1, ignore_eos=not ends)
         return self.llm.generate([self.request(c) for c in cases], how, use_tqdm=False)
 
+    @property
+    def positions(self) -> str:
+        """An engine numbers 1-D positions anew at any budget."""
+        return "repack" if find(self.model).position_policy == "repack" else "auto"
+
     def reference(self, case: Case) -> tuple[list[int], list[float], int]:
         """Tokens, log-probabilities and prompt length of Transformers."""
         keep = self.method.keep if case.keep is None else case.keep
@@ -110,7 +116,9 @@ class Bench:
             inputs["token_type_ids"].zero_()
         question = case.more.get("fsr_question")
         extra = {} if question is None else {"question": question}
-        with prune(self.model, method, processor=self.processor, relevance=self.relevance) as pruned:
+        with prune(
+            self.model, method, processor=self.processor, relevance=self.relevance, positions=self.positions
+        ) as pruned:
             out = self.model.generate(
                 **inputs, **extra, max_new_tokens=LONGEST, do_sample=False,
                 output_logits=True, return_dict_in_generate=True, suppress_tokens=None,
@@ -202,7 +210,7 @@ def _outside(bench: Bench, pictures: list[Image.Image]) -> None:
     for case in cases:
         text = bench.prompt(case)
         inputs = bench.processor(images=case.pictures, text=text, return_tensors="pt")
-        ready = prepare(bench.model, FSR(keep=case.keep), inputs, processor=bench.processor)
+        ready = prepare(bench.model, FSR(keep=case.keep), inputs, processor=bench.processor, positions="repack")
         requests.append({"prompt": text, "multi_modal_data": image_embeddings(ready.report)})
     for number, (case, result) in enumerate(zip(cases, bench.llm.generate(requests, how, use_tqdm=False))):
         tokens, _, length = bench.reference(case)
