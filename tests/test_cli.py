@@ -145,7 +145,7 @@ def test_several_pictures_with_a_budget_each(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["--keep", "0.5,16"], "2 values and there is 1 picture"),
+        (["--keep", "0.5,16"], "2 values for 1 picture"),
         (["--keep", "0.5,"], "no number"),
         (["--keep", "0.5,0", "--image", "a.png", "--image", "b.png"], "at least 1 token"),
         (["--keep", "4,2", "--image", "a.png", "--image", "b.png", "--method", "fastv"], "one budget for all"),

@@ -44,3 +44,8 @@ class UsageError(FSRError):
 
 class PictureError(UsageError):
     """A picture that cannot be opened, or that this model's processor cannot take; another one may do."""
+
+
+def counted(n: int, thing: str) -> str:
+    """A number and what it counts, for messages: `1 picture`, `2 pictures`."""
+    return f"{n} {thing}{'s' * (n != 1)}"

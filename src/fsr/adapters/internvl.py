@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from fsr.adapters.base import Modality
 from fsr.adapters.packing import Channels, Layout, PackedAdapter, centres, placeholder_runs
 from fsr.adapters.registry import register
-from fsr.errors import FeatureError
+from fsr.errors import FeatureError, counted
 
 __all__ = ["InternVLAdapter"]
 
@@ -63,7 +63,7 @@ class InternVLAdapter(PackedAdapter):
         runs = [end - start for _, start, end in placeholder_runs(inputs["input_ids"], config.image_token_id)]
         if any(r % per_tile for r in runs) or sum(runs) != per_tile * len(pixels):
             raise FeatureError(
-                f"the prompt has placeholder runs of {runs} for {len(pixels)} tiles of {per_tile} tokens: "
+                f"the prompt has placeholder runs of {runs} for {counted(len(pixels), 'tile')} of {per_tile} tokens: "
                 "make prompt and pixels with the same processor call."
             )
         return [r // per_tile for r in runs]

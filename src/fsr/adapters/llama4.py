@@ -24,7 +24,7 @@ from fsr.adapters.base import Modality, TowerStates, Units
 from fsr.adapters.containers import alike, marked_pruned, rebuild, split_rows
 from fsr.adapters.packing import Channels, Layout, PackedAdapter, Window, centres, placeholder_runs
 from fsr.adapters.registry import register
-from fsr.errors import FeatureError, UnsupportedModelError, UsageError
+from fsr.errors import FeatureError, UnsupportedModelError, UsageError, counted
 from fsr.signals.attention import LayerStates
 from fsr.signals.weights import weight_of
 from fsr.tokens import Selection
@@ -140,7 +140,7 @@ class Llama4Adapter(PackedAdapter):
         grids = tile_grids(inputs["input_ids"], self.model.config.image_token_id)
         if (places := sum(r * c + 1 for r, c in grids)) != len(inputs["pixel_values"]):
             raise FeatureError(
-                f"the prompt has places for {places} tiles and {len(inputs['pixel_values'])} were given: "
+                f"the prompt has places for {counted(places, 'tile')}, of which {len(inputs['pixel_values'])} came: "
                 "make prompt and pixels with the same processor call."
             )
         return grids

@@ -26,7 +26,7 @@ from fsr.adapters.base import Encoded, Modality, PatchHead
 from fsr.adapters.llava_onevision import LlavaOnevisionAdapter
 from fsr.adapters.packing import Channels, placeholder_runs
 from fsr.adapters.registry import register
-from fsr.errors import FeatureError, UsageError
+from fsr.errors import FeatureError, UsageError, counted
 
 __all__ = ["LlavaVideoAdapter", "video_inputs"]
 
@@ -93,7 +93,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
         runs = placeholder_runs(inputs["input_ids"], self.placeholder_ids()["video"])
         if len(runs) != len(encoded.units):
             raise FeatureError(
-                f"the prompt has {len(runs)} <video> and {len(encoded.units)} clips were given: one each."
+                f"the prompt has {len(runs)} <video> for {counted(len(encoded.units), 'clip')}: give one for each."
             )
         return Encoded(
             encoded.modality, encoded.units, encoded.patches, encoded.output, encoded.timings,

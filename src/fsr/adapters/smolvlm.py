@@ -18,7 +18,7 @@ from torch import Tensor
 from fsr.adapters.base import Modality
 from fsr.adapters.packing import Channels, Layout, PackedAdapter, centres, placeholder_runs
 from fsr.adapters.registry import register
-from fsr.errors import FeatureError
+from fsr.errors import FeatureError, counted
 
 __all__ = ["SmolVLMAdapter", "tile_grids"]
 
@@ -47,8 +47,9 @@ class SmolVLMAdapter(PackedAdapter):
             tiles.append(0)
         if len(tiles) != len(pixels):
             raise FeatureError(
-                f"the prompt has places for {len(tiles)} tiles and {len(pixels)} were given: make prompt and pixels "
-                "with the same processor call (tiles of exact zeros count as padding: normalise a black picture)."
+                f"the prompt has places for {counted(len(tiles), 'tile')}, of which {len(pixels)} came: make prompt "
+                "and pixels with the same processor call (tiles of exact zeros count as padding: normalise a black "
+                "picture)."
             )
         tile = torch.tensor(tiles, device=pixels.device)
         return Layout(torch.stack(ys), torch.stack(xs), tile, torch.zeros_like(tile))

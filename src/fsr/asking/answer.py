@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fsr.asking.chat import Pictures, chat_batch, chat_inputs, listed
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 from fsr.pipeline.prepare import Report
 from fsr.pipeline.pruner import prune
 from fsr.tokens import Selection
@@ -72,7 +72,8 @@ def answer(
     count = len(listed(image))
     if report is not None and len(report.selections) != count:
         raise UsageError(
-            f"the prompt holds {len(report.selections)} of {count} pictures: the model's chat template dropped some."
+            f"the prompt holds {len(report.selections)} of {counted(count, 'picture')}: the model's chat "
+            "template dropped some."
         )
     stages = {"preprocess": 1e3 * (ready - began)}
     inside = {} if report is None else {k: v for k, v in report.timings.items() if k != "total"}

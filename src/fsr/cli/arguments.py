@@ -12,7 +12,9 @@ RELEVANCE = ("auto", "none", "first-layer", "embedding")
 def add_method_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """`--method`, `--keep` and `--option`. several: prompts may hold several pictures."""
     each = "; or one per picture, in their order (0.5,0.1)" if several else ""
-    parser.add_argument("--method", default="fsr", help="pruning method, see `fsr methods`")
+    parser.add_argument(
+        "--method", default="fsr", help="pruning method, see `fsr methods`; options also as fsr:alpha=2"
+    )
     parser.add_argument("--keep", default="16", help=f"visual tokens to keep per image (16), or a share (0.11){each}")
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="option of the method, repeatable (alpha=2)"

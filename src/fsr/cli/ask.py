@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsr.asking.options import build_method, keep_per_picture
 from fsr.cli.arguments import add_method_arguments, add_relevance_argument
 from fsr.cli.outputs import output_file
-from fsr.errors import BudgetError
+from fsr.errors import BudgetError, counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     keep, count = keep_per_picture(args.keep), len(args.image or [0])
     if isinstance(keep, list) and len(keep) != count:
         raise BudgetError(
-            f"--keep has {len(keep)} values and there {'are' if count > 1 else 'is'} {count} "
-            f"picture{'s' * (count > 1)}: give one per --image in their order, or one for all."
+            f"--keep has {counted(len(keep), 'value')} for {counted(count, 'picture')}: give one per --image in their "
+            "order, or one for all."
         )
     method = build_method(args.method, keep, args.option)
     from fsr.asking.images import bundled_scene, open_image

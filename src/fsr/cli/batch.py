@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsr.asking.options import build_method, keep_per_picture
 from fsr.cli.arguments import add_method_arguments, add_relevance_argument
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from fsr.serving.batch.pool import Summary
@@ -79,13 +79,14 @@ def _same_everywhere(model: str) -> str:
 
 
 def _told(done: Summary) -> str:
-    lines = [f"{done.rows} rows: {done.rows - done.failed} answered, {done.failed} with an error"]
+    lines = [f"{counted(done.rows, 'row')}: {done.rows - done.failed} answered, {done.failed} with an error"]
     now = done.rows - done.earlier
     if done.earlier:
         lines.append(f"{done.earlier} of them by earlier runs")
     if now:
         lines.append(
-            f"{now} rows in {done.seconds:.1f} s, {done.per_second:.1f} rows/s, after {done.starting:.1f} s to start"
+            f"{counted(now, 'row')} in {done.seconds:.1f} s, {done.per_second:.1f} rows/s, "
+            f"after {done.starting:.1f} s to start"
         )
     if done.tokens_before is not None:
         lines.append(f"visual tokens: {done.tokens_before:.1f} -> {done.tokens_after:.1f} per picture, on average")

@@ -8,7 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     texts = args.questions if rows is None else len(rows)
     if texts < FEWEST:
         where = f"--questions {args.questions}" if rows is None or len(rows) == args.questions else str(args.pictures)
-        raise UsageError(f"{where}: {texts} texts say too little: give at least {FEWEST}.")
+        raise UsageError(f"{where}: {counted(texts, 'text')} cannot say enough: give at least {FEWEST}.")
     from fsr.asking.load import load, world_of
     from fsr.evaluation.calibrate import calibrate, look
     from fsr.evaluation.question_set import build

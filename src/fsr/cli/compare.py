@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsr.asking.options import keep_values
+from fsr.asking.options import keep_values, method_labels
 from fsr.cli.arguments import add_relevance_argument
 from fsr.cli.outputs import output_file, output_folder
 from fsr.errors import UsageError
@@ -101,7 +101,7 @@ def _able(args: argparse.Namespace, runner: Any, names: list[str], keeps: list[i
     """What runs on this model. Only what nobody asked for by name is left out, and told."""
     from fsr.evaluation.runnable import runnable
 
-    typed = {part.strip().lower() for part in (args.methods or "").split(",")}
+    typed = set(method_labels(args.methods or ""))
     taken, refused = runnable(runner, [name for name in names if name not in typed], keeps)
     for name, reason in refused.items():
         print(f"left out  {name}: {reason}", file=sys.stderr)

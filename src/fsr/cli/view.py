@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from fsr.asking.options import build_method, keep_values, method_names
+from fsr.asking.options import build_method, keep_values, method_labels, method_names
 from fsr.cli.arguments import add_relevance_argument
 from fsr.cli.outputs import output_file
 from fsr.errors import QuestionError, UsageError
@@ -22,7 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="mini", help="`mini`, `mini-qwen3`, a folder with a saved model, or a hub id"
     )
-    parser.add_argument("--methods", help="methods to compare, separated by commas (without it: fsr)")
+    parser.add_argument(
+        "--methods", help="methods to compare, separated by commas, options as fsr:alpha=2 (without it: fsr)"
+    )
     parser.add_argument("--keep", help="budgets, separated by commas: tokens (32,16) or shares (0.11)")
     parser.add_argument("--figure", type=int, choices=(1, 2), help="the paper's Figure 1 or 2 instead of the report")
     parser.add_argument("--out", metavar="FILE.html", help="where to write the page (default: report.html)")
@@ -38,10 +40,17 @@ def run(args: argparse.Namespace) -> int:
         method_names(usual if args.methods is None else args.methods),
         keep_values(sizes if args.keep is None else args.keep),
     )
-    if args.methods == "all":  # of those that leave a fixed set of tokens to look at
-        names = [name for name in names if issubclass(available()[name], Method)]
-    if not names or not budgets:
-        raise UsageError("give at least one method and one budget.")
+    typed = method_labels(args.methods or "")
+    inside = [name for name in names if not issubclass(available()[name.partition(":")[0]], Method)]
+    if "all" in typed:
+        names = [name for name in names if name not in inside or name in typed]
+    if refused := [name for name in inside if name in names]:
+        raise UsageError(
+            f"{refused[0]} drops tokens inside the language model, layer by layer, and a report shows one set of "
+            f"tokens that all layers see: use `fsr ask --method {refused[0]}`, or a method that prunes before it."
+        )
+    if not budgets:
+        raise UsageError("give at least one budget: --keep 32,16.")
     if args.figure is None and len(args.question) > 1:
         raise UsageError("a report is about one question: put it in quotes, or use --figure.")
     if args.figure == 1 and len(args.question) != 2:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 from fsr.minivlm.native.scenes import draw_native, pick_size
 from fsr.minivlm.questions import KINDS, Question, ask
 from fsr.minivlm.scenes import BACKGROUNDS, COLORS, QUADRANTS, Scene, World, draw, held_out_color, held_out_quadrant
@@ -140,7 +140,7 @@ def build(
     if split not in get_args(Split):
         raise UsageError(f"unknown split {split!r}: use {' or '.join(get_args(Split))}.")
     if questions < len(KINDS) or questions % len(KINDS):
-        raise UsageError(f"{questions} questions: give a multiple of {len(KINDS)}, the number of kinds.")
+        raise UsageError(f"{counted(questions, 'question')}: give a multiple of {len(KINDS)}, the number of kinds.")
     if seed < 0:
         raise UsageError(f"seed {seed}: give 0 or more.")
     if crowded and world != "mini":

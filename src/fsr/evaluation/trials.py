@@ -7,11 +7,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fsr.asking.options import method_labels, method_options
 from fsr.errors import UsageError
 from fsr.evaluation.in_llm import before
 from fsr.evaluation.qualities import CLEAN, Quality
 from fsr.methods import Method, available, get
-from fsr.methods.options import option_value
+from fsr.methods.registry import unknown_method
 from fsr.pipeline.prepare import Positions
 
 __all__ = ["BASELINES", "RANDOM_SEEDS", "SHRUNK", "UNPRUNED", "Trial", "contenders", "trials_of", "unpruned"]
@@ -113,12 +114,12 @@ def contenders(names: str) -> list[str]:
     order = sorted(known, key=lambda n: known[n].where.startswith("inside"))
     everything = [*BASELINES, SHRUNK, *(n for n in order if n not in BASELINES.values())]
     found = []
-    for part in (part.strip().lower() for part in names.split(",")):
-        found += everything if part == "all" else [part] if part else []
-    for name in (label.partition(":")[0] for label in found):
+    for part in method_labels(names):
+        found += everything if part == "all" else [part]
+    for label in found:
+        name = label.partition(":")[0]
         if name not in known and name not in BASELINES and name != SHRUNK:
-            valid = sorted({*known, *BASELINES, SHRUNK})
-            raise UsageError(f"unknown method {name!r}: choose from {', '.join(valid)}.")
+            raise unknown_method(label if "|" in label else name, sorted({*known, *BASELINES, SHRUNK}))
     return list(dict.fromkeys(["fsr", *found]))
 
 
@@ -133,20 +134,9 @@ def trials_of(name: str, keep: int | float, positions: Positions = "auto", quali
         if settings:
             raise UsageError(f"{name}: {SHRUNK} takes no option, only its budget.")
         return [Trial(SHRUNK, get("uniform-grid", keep=keep), positions, shrunk=True)]
-    method, options = BASELINES.get(plain, plain), _options(settings)
+    method, options = BASELINES.get(plain, plain), method_options(settings)
     if method != "random":
         return [Trial(name, get(method, keep=keep, **options), positions, quality=quality)]
     if "seed" in options:
         raise UsageError(f"{name}: random tokens are drawn with the seeds {RANDOM_SEEDS} and averaged: give no seed.")
     return [Trial(name, get(method, keep=keep, **options | {"seed": s}), positions, redraw=True) for s in RANDOM_SEEDS]
-
-
-def _options(settings: list[str]) -> dict[str, Any]:
-    """`name=value` pairs, see `option_value`."""
-    found: dict[str, Any] = {}
-    for setting in settings:
-        option, sign, value = setting.partition("=")
-        if not sign or option == "keep":
-            raise UsageError(f"{setting!r} is no option: write method:name=value, for example fsr:max_focus=0.5.")
-        found[option] = option_value(value)
-    return found

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from fsr.errors import BudgetError, UsageError
+from fsr.errors import BudgetError, UsageError, counted
 from fsr.methods.budget import check_keep, count_of
 from fsr.methods.in_llm import Choice, InLLMMethod, View
 from fsr.methods.options import LAYER, check_options
@@ -65,7 +65,7 @@ class Late(InLLMMethod):
             if isinstance(value, bool) or value != 0:
                 check_keep(value)
         if isinstance(keep, tuple) and len(keep) != len(at):
-            raise BudgetError(f"late: keep={keep} for {len(at)} layers: give one value per layer, or one.")
+            raise BudgetError(f"late: keep={keep} for {counted(len(at), 'layer')}: give one value per layer, or one.")
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "at", tuple(at))
         check_options(self)

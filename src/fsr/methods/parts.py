@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fsr.errors import UsageError
@@ -14,7 +15,7 @@ from fsr.methods.in_llm import InLLMMethod
 from fsr.methods.picture_budgets import Keep, KeepFor
 from fsr.tokens import Selection, VisualTokens
 
-__all__ = ["KeepAll", "split", "without_downscale"]
+__all__ = ["KeepAll", "label_of", "split", "without_downscale"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,15 @@ def split(method: Any) -> tuple[Method | None, tuple[InLLMMethod, ...]]:
     if isinstance(method, Method):
         return method, ()
     raise UsageError(f"{method!r} is no pruning method: give one, for example FSR(keep=64), or several chained with |.")
+
+
+def label_of(method: Any) -> str:
+    """The name with the options that are not the usual ones, as the command line takes them: `fsr:alpha=0`."""
+    if not isinstance(method, Method | InLLMMethod):
+        return str(getattr(method, "name", method))
+    changed = [
+        f"{f.name}={value if isinstance(value, str) else json.dumps(value, default=repr)}"
+        for f in fields(method)
+        if f.name != "keep" and (value := getattr(method, f.name)) != f.default
+    ]
+    return ":".join([method.name, *changed])

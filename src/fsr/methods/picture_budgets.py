@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fsr.errors import BudgetError
+from fsr.errors import BudgetError, counted
 from fsr.methods.budget import check_keep
 from fsr.tokens import VisualTokens
 
@@ -80,7 +80,7 @@ class EachPrompt:
         """Raise `BudgetError` for a prompt with another number of pictures."""
         if pictures != len(self.values):
             raise BudgetError(
-                f"keep has {len(self.values)} values and the prompt {pictures} picture{'s' * (pictures != 1)}: give "
+                f"keep has {counted(len(self.values), 'value')} and the prompt {counted(pictures, 'picture')}: give "
                 "one per picture in prompt order, or one for all."
             )
 
@@ -132,8 +132,8 @@ def per_picture(keep: Any, images: Sequence[Shape], prompts: Sequence[int]) -> l
     if isinstance(keep, tuple):
         if len(keep) != len(images):
             raise BudgetError(
-                f"keep has {len(keep)} values and the call has {len(images)} pictures: give one per picture, in prompt "
-                "order, or a function such as by_age(...)."
+                f"keep has {counted(len(keep), 'value')} and the call has {counted(len(images), 'picture')}: give one "
+                "per picture, in prompt order, or a function such as by_age(...)."
             )
         return list(keep)
     if not callable(keep):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -9,7 +10,7 @@ from typing import Any
 
 from fsr.errors import UsageError
 
-__all__ = ["SHORT", "available", "full_name", "get", "register"]
+__all__ = ["SHORT", "available", "full_name", "get", "register", "unknown_method"]
 
 # What `fsr compare` calls two of its baselines; every place that takes a name takes these.
 SHORT = {"grid": "uniform-grid", "pool": "average-pool"}
@@ -50,9 +51,22 @@ def get(name: str, **options: Any) -> Any:
     """Build a method by name with its options; unknown names and options are errors that list the valid ones."""
     methods, name = available(), full_name(name)
     if name not in methods:
-        raise UsageError(f"unknown method {name!r}: choose one of {', '.join(methods)}.")
+        raise unknown_method(name, methods)
     known = [f.name for f in fields(methods[name])]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"{name} has no option {', '.join(unknown)}: it takes {', '.join(known)}.")
     return methods[name](**options)
+
+
+def unknown_method(name: str, known: Iterable[str]) -> UsageError:
+    """What to say about a name that is not among `known`. A chain is told how it is written."""
+    if "|" not in name:
+        return UsageError(f"unknown method {name!r}: choose one of {', '.join(known)}.")
+    classes = available()
+    stages = [full_name(part.partition(":")[0].strip()) for part in name.split("|")]
+    written = " | ".join(f"{classes[s].__name__ if s in classes else s.capitalize()}(...)" for s in stages)
+    return UsageError(
+        f"{name!r} is a chain, which only Python takes: prune(model, {written}) with these classes of fsr.methods. "
+        "Give one method here."
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsr.adapters.base import Adapter
 from fsr.adapters.containers import is_pruned
-from fsr.errors import FeatureError, UsageError
+from fsr.errors import FeatureError, UsageError, counted
 from fsr.methods.picture_budgets import Shape
 from fsr.pipeline.generate import settings
 from fsr.pipeline.kv_cache import cache_in, is_empty
@@ -70,8 +70,8 @@ def check_pictures(adapter: Adapter, ids: Tensor, carried: Collection[str]) -> N
     for modality, token in tokens.items():
         if token not in filled and bool((count := (ids == token).sum()) > 0):
             raise FeatureError(
-                f"the prompt has {int(count)} {modality} placeholders and no pixels come with it: pass all that the "
-                "processor returned."
+                f"the prompt has {counted(int(count), f'{modality} placeholder')} and no pixels come with it: pass all "
+                "that the processor returned."
             )
 
 

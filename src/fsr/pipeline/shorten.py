@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.errors import FeatureError, UsageError
+from fsr.errors import FeatureError, UsageError, counted
 
 __all__ = [
     "Run",
@@ -49,7 +49,8 @@ def placeholder_units(input_ids: Tensor, token_id: int, counts: Sequence[int], m
     places = (input_ids == token_id).flatten().nonzero().squeeze(-1)
     if len(places) != sum(counts):
         raise FeatureError(
-            f"the prompt has {len(places)} {modality} placeholders and the pictures give {sum(counts)} features: "
+            f"the prompt has {counted(len(places), f'{modality} placeholder')} and the pictures give "
+            f"{counted(sum(counts), 'feature')}: "
             "make prompt and pixels with the same processor call, and cut neither (max_length, truncation)."
         )
     runs = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fsr.errors import UnsupportedModelError
+from fsr.methods.parts import label_of
 from fsr.profiling.conventions import TABLE7, table7, twin_of
 from fsr.profiling.counts import PARTS, Convention, Counts, count
 from fsr.profiling.decoder import language
@@ -43,7 +44,7 @@ def count_report(
     rows = [_row("unpruned", None, full, full)]
     for method in methods:
         counts = _of(method, config, picture, convention, text)
-        rows.append(_row(method.name, method.keep, counts, full))
+        rows.append(_row(label_of(method), method.keep, counts, full))
     return {
         "kind": "counted",
         "preset": convention.name,

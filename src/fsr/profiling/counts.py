@@ -121,8 +121,10 @@ def count(
         selection_macs: matrix products of the selection itself. bytes_per_value: of the cache's dtype.
 
     Raises:
-        UsageError: a schedule of the wrong length.
+        UsageError: a schedule of the wrong length, or fewer than no text tokens.
     """
+    if text < 0:
+        raise UsageError(f"a prompt cannot have {text} text tokens: give 0 or more.")
     llm, tower = language(config), vision(config)
     given = picture.tokens if kept is None else kept
     layers = [given] * llm.layers if isinstance(given, int) else list(given)

@@ -17,8 +17,8 @@ import torch
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
 from fsr.errors import FSRError, RelevanceError, UsageError
-from fsr.methods.parts import split
-from fsr.pipeline.pruner import prune
+from fsr.methods.parts import label_of, split
+from fsr.pipeline.pruner import Pruner, prune
 from fsr.pipeline.scorer import resolve_scorer
 from fsr.profiling.clock import clock_on
 from fsr.profiling.memory import Peak, PeakMemory
@@ -49,6 +49,8 @@ class Plan:
     def __post_init__(self) -> None:
         if min((*self.batches, self.rounds, self.warmup)) < 1 or self.new_tokens < 2:
             raise UsageError("give batch sizes, rounds and warm-up rounds of at least 1, and at least 2 new tokens.")
+        if not self.limit_s > 0:
+            raise UsageError(f"limit={self.limit_s:g} ends before it begins: give seconds, more than 0.")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Spread:
 class Result:
     """One method, budget and batch size.
 
-    method: its name, "unpruned" for the model as it is. keep: the budget (None: all). times: milliseconds of the whole
-    batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end", "decode_per_token", "language_layers"
-    (the part of the prefill without embedding, merging and LM head).
+    method: its name and options that are not the usual ones, "unpruned" for the model as it is. keep: the budget (None:
+    all). times: milliseconds of the whole batch for every stage of `STAGES`, and "time_to_first_token", "end_to_end",
+    "decode_per_token", "language_layers" (the part of the prefill without embedding, merging and LM head).
     visual_before: visual tokens of one prompt; layers: those left in each language layer; text: the others.
     kv_bytes: the real cache right after the prefill, states of recurrent layers included; kv_visual_bytes: the share of
     its keys and values that visual tokens take.
@@ -171,12 +173,13 @@ def _variants(workload: Workload, plan: Plan, batch: int) -> tuple[list[_Variant
     skipped = []
     for method in plan.methods:
         keep = getattr(method, "keep", None)
+        name = label_of(method)
         try:
             relevance, notes = _relevance(workload, method)
-            prune(workload.model, method, relevance=relevance)  # refuses what this model cannot do
-            variants.append(_Variant(method, method.name, keep, batch, relevance, notes, [], [], {}))
+            _pruned(workload, method, relevance)  # refuses what this model cannot do
+            variants.append(_Variant(method, name, keep, batch, relevance, notes, [], [], {}))
         except FSRError as error:
-            skipped.append(_skipped(method.name, keep, batch, error))
+            skipped.append(_skipped(name, keep, batch, error))
     return variants, skipped
 
 
@@ -185,18 +188,29 @@ def _skipped(name: str, keep: int | float | None, batch: int, error: FSRError) -
 
 
 def _relevance(workload: Workload, method: Any) -> tuple[Any, tuple[str, ...]]:
-    """What `prune` gets as relevance: the workload's, or "none" (and a note) where a method can do without."""
+    """What `prune` gets as relevance, and a note where a method that reads it runs without. A source that was asked for
+    by name is never replaced by none."""
     before_llm, _ = split(method)
     if before_llm is None:
         return "none", ()
     adapter, relevance = find(workload.model), workload.relevance
+    why = "as asked" if relevance == "none" else "no text tower pairs with this model"
+    if before_llm.own_relevance and not isinstance(relevance, str):
+        relevance = "auto"  # the source of its paper, not a random tower
+    relevance = "none" if relevance is None else relevance
     try:
         resolved, _ = resolve_scorer(adapter, before_llm, relevance)
-    except RelevanceError:
-        relevance = "none"
+    except RelevanceError as error:
+        if relevance != "auto":
+            raise
+        relevance, why = "none", str(error)
         resolved, _ = resolve_scorer(adapter, before_llm, relevance)
     lost = "relevance" in before_llm.signals() - resolved.signals()
-    return relevance, ("ran without relevance: no text tower pairs with this model",) if lost else ()
+    return relevance, (f"ran without relevance: {why}",) if lost else ()
+
+
+def _pruned(workload: Workload, method: Any, relevance: Any) -> Pruner:
+    return prune(workload.model, method, processor=workload.processor, relevance=relevance)
 
 
 @torch.inference_mode()
@@ -216,7 +230,7 @@ def _run(workload: Workload, variant: _Variant, plan: Plan, number: int) -> tupl
         with clock_on(model) as clock:
             model.generate(**arguments, **limits)
     else:
-        with prune(model, variant.method, relevance=variant.relevance) as pruned, clock_on(model) as clock:
+        with _pruned(workload, variant.method, variant.relevance) as pruned, clock_on(model) as clock:
             model.generate(**inputs, **limits, question=question)
         timings = pruned.last.timings if pruned.last is not None else {}
         stages |= {name: ms for name, ms in timings.items() if name in STAGES and name != "rest"}
@@ -249,7 +263,7 @@ def _answer_length(workload: Workload, variant: _Variant, number: int) -> int:
     if variant.method is None:
         out = model.generate(**inputs, **limits)
     else:
-        with prune(model, variant.method, relevance=variant.relevance):
+        with _pruned(workload, variant.method, variant.relevance):
             out = model.generate(**inputs, **limits, question=question)
     return out.shape[1] - inputs["input_ids"].shape[1]  # one row: it stops at its own end token
 

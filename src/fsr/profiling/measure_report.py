@@ -24,7 +24,7 @@ WORTH = 1.05
 def report(workload: Workload, plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
     """Everything that `fsr profile` prints about a measurement."""
     config = workload.model.config
-    rows, verdicts = [], []
+    rows, verdicts, not_run = [], [], []
     base: Result | None = None
     for result in results:
         if result.method == "unpruned":
@@ -32,6 +32,9 @@ def report(workload: Workload, plan: Plan, results: Sequence[Result]) -> dict[st
             verdicts.append(_limits(result))
         if base is None or result.skipped:
             verdicts.append(f"{result.method} (keep {result.keep}, batch {result.batch}) was not run: {result.skipped}")
+            not_run.append(
+                {"method": result.method, "keep": result.keep, "batch": result.batch, "reason": result.skipped}
+            )
             continue
         rows.append(_row(workload, base, result))
         if result is not base:
@@ -50,6 +53,7 @@ def report(workload: Workload, plan: Plan, results: Sequence[Result]) -> dict[st
         "warmup": plan.warmup,
         "notes": list(workload.notes),
         "results": rows,
+        "not_run": not_run,
         "verdicts": verdicts,
     }
 

@@ -16,7 +16,7 @@ from fsr.errors import UsageError
 from fsr.profiling.configs import clip_text
 from fsr.signals.clip_twin import ClipTwin
 
-__all__ = ["random_model", "random_twin", "shorten"]
+__all__ = ["RandomWords", "random_model", "random_twin", "shorten"]
 
 # A prime length: rows of a weight matrix start at different places of the block, so no two rows are equal.
 BLOCK = 1_000_003
@@ -80,7 +80,7 @@ def random_twin(tower: nn.Module, device: torch.device | str = "cpu", config: An
     for path, module in tower.named_modules():
         if path.rpartition(".")[2] in ("patch_embedding", "position_embedding"):
             head[path.rpartition(".")[2]] = module.weight  # type: ignore[assignment]
-    tokenizer = _Words(config.vocab_size, config.eos_token_id)
+    tokenizer = RandomWords(config.vocab_size, config.eos_token_id)
     return ClipTwin(text, tokenizer, head, eps=1e-5, sign=-1, source="a random CLIP text tower")
 
 
@@ -107,12 +107,15 @@ def _repeat(flat: Tensor, block: Tensor) -> None:
     flat[whole:].copy_(block[: flat.numel() - whole])
 
 
-class _Words:
-    """Stands in for a tokenizer: one id per word, framed as CLIP frames texts."""
+class RandomWords:
+    """Stands in for a tokenizer: one id per word, framed as CLIP frames texts.
 
-    def __init__(self, vocabulary: int, end: int) -> None:
-        self.vocabulary, self.end = vocabulary, end
+    vocabulary: how many ids there are; end: that of the last token, beyond which no word lies (default: the last id).
+    """
+
+    def __init__(self, vocabulary: int, end: int | None = None) -> None:
+        self.vocabulary, self.end = vocabulary, vocabulary - 1 if end is None else end
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
-        ids = [10 + crc32(word.encode()) % (min(self.vocabulary, self.end) - 20) for word in text.split()]
+        ids = [10 + crc32(word.encode()) % max(1, min(self.vocabulary, self.end) - 20) for word in text.split()]
         return SimpleNamespace(input_ids=[self.end - 1, *ids, self.end] if add_special_tokens else ids)

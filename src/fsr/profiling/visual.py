@@ -41,7 +41,11 @@ def visual(config: Any, size: tuple[int, int] | None = None, frames: int = 0, ti
         )
     if frames and config.model_type not in VIDEO:
         raise UsageError(f"no counts of clips for {config.model_type}: leave frames out.")
-    return family(config, size or (672, 672), frames, tiles)
+    size = size or (672, 672)
+    found = family(config, size, frames, tiles)
+    if found.tokens < 1:
+        raise UsageError(f"nothing is left of a picture of {size[0]} x {size[1]} pixels: give another size.")
+    return found
 
 
 def _tower(config: Any, count: int, projector: tuple[tuple[int, int, int], ...], tokens: int, **more: Any) -> Visual:

@@ -12,7 +12,7 @@ import torch
 from fsr.errors import UsageError
 from fsr.profiling.configs import CONFIGS, named
 from fsr.profiling.inputs import synthetic
-from fsr.profiling.random_weights import random_model, random_twin, shorten
+from fsr.profiling.random_weights import RandomWords, random_model, random_twin, shorten
 from fsr.profiling.visual import Visual, visual
 
 __all__ = ["Workload", "from_checkpoint", "from_config"]
@@ -26,8 +26,9 @@ class Workload:
 
     name: for the report. weights: "random" or "checkpoint". inputs: batch size and run number to keyword arguments of
     `generate` and the question (None: read from nothing, the model has no paired text tower). relevance: what `prepare`
-    takes. picture: the visual side by the config, None if the family cannot be counted. preprocessed: True if `inputs`
-    is real preprocessing. notes: what a reader must know.
+    takes, None where no source is at hand; processor: of these inputs, for relevance that reads the question's tokens.
+    picture: the visual side by the config, None if the family cannot be counted. preprocessed: True if `inputs` is real
+    preprocessing. notes: what a reader must know.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Workload:
     picture: Visual | None
     preprocessed: bool
     notes: tuple[str, ...] = ()
+    processor: Any = None
 
 
 def from_config(
@@ -50,11 +52,13 @@ def from_config(
     size: tuple[int, int] | None = None,
     config: Any = None,
     text_tower: Any = None,
+    relevance: Any = "auto",
 ) -> Workload:
     """A true-size model by name (or a given config) with random weights and synthetic prompts.
 
     layers: build only that many language layers; the report then says so. text_tower: config of the tower that pairs
-    with a CLIP vision tower (default: ViT-L/14-336's).
+    with a CLIP vision tower (default: ViT-L/14-336's). relevance: "auto" is that tower, where there is one; else as for
+    `prune`.
     """
     notes = []
     config = named(name) if config is None else config
@@ -66,13 +70,13 @@ def from_config(
         shorten(config, layers)
     picture = visual(config, size)
     model = random_model(config, device, dtype)
-    relevance: Any = "none"
     tower = getattr(model.model, "vision_tower", None)
-    if tower is not None and config.vision_config.model_type == "clip_vision_model":
+    if relevance == "auto" and tower is not None and config.vision_config.model_type == "clip_vision_model":
         relevance = random_twin(tower, device, text_tower)
         if text_tower is None and config.vision_config.hidden_size != 1024:
             notes.append("the text tower has the size of CLIP ViT-L/14's")
-    else:
+    elif relevance == "auto":
+        relevance = None
         notes.append("no text tower pairs with this vision tower: methods run without relevance where they can")
     notes.append("synthetic pixels and words: preprocessing is not measured")
 
@@ -82,11 +86,15 @@ def from_config(
 
     checkpoint = CONFIGS[name].checkpoint if name in CONFIGS else type(config).__name__
     notes.append(f"random weights in the shape of {checkpoint}")
-    return Workload(name, model, "random", inputs, relevance, picture, False, tuple(notes))
+    words = RandomWords(config.get_text_config().vocab_size)
+    return Workload(name, model, "random", inputs, relevance, picture, False, tuple(notes), words)
 
 
-def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None) -> Workload:
-    """An embedded model, a folder or a hub id, asked about the bundled scene through its own processor."""
+def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None, relevance: Any = "auto") -> Workload:
+    """An embedded model, a folder or a hub id, asked about the bundled scene through its own processor.
+
+    relevance: as for `prune`.
+    """
     from fsr.asking.chat import chat_inputs
     from fsr.asking.images import bundled_scene
     from fsr.asking.load import load
@@ -109,4 +117,4 @@ def from_checkpoint(name: str, *, device: str, dtype: torch.dtype | None = None)
             joined[key] = value.to(model.device, model.dtype if value.is_floating_point() else None)
         return joined, question
 
-    return Workload(name, model, "checkpoint", inputs, "auto", picture, True)
+    return Workload(name, model, "checkpoint", inputs, relevance, picture, True, processor=processor)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fsr.errors import RelevanceError
+from fsr.errors import RelevanceError, counted
 from fsr.signals.question_tokens import question_ids, tokenizer_of
 from fsr.signals.text_projections import text_projections
 
@@ -59,7 +59,8 @@ def weighted_heads(rows: Tensor, weights: Sequence[float] | None = None) -> Tens
     given = [float(w) for w in weights]
     if len(given) != rows.shape[0]:
         raise RelevanceError(
-            f"{len(given)} head weights for a first layer of {rows.shape[0]} heads: they belong to another model."
+            f"{counted(len(given), 'head weight')} for a first layer of {counted(rows.shape[0], 'head')}: they belong "
+            "to another model."
         )
     if not all(map(math.isfinite, given)) or not any(given):
         raise RelevanceError("head weights must be finite and not all zero: calibrate again, or leave them out.")

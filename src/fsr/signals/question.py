@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fsr.errors import QuestionError
+from fsr.errors import QuestionError, counted
 from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 
 __all__ = ["cut_in_pieces", "cut_question", "extract_questions", "own_questions", "questions_of"]
@@ -53,7 +53,9 @@ def questions_of(
     elif question is not None:
         given = _texts(question)
         if len(given) != rows:
-            raise QuestionError(f"{len(given)} questions for {rows} prompts: give one string, or one per prompt.")
+            raise QuestionError(
+                f"{counted(len(given), 'question')} for {counted(rows, 'prompt')}: give one string, or one per prompt."
+            )
     else:
         found, plain = extract_questions(processor, input_ids[pictured], mask[pictured], placeholders)
         by_row = dict(zip(pictured, found))

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from fsr.asking.encoded_picture import EncodedPicture, TimedAnswer
 from fsr.errors import UsageError
 from fsr.methods.base import Method
+from fsr.methods.parts import label_of
 from fsr.pipeline.center_crop import center_crop, placed
 from fsr.tokens import Selection, Stage
 
@@ -31,10 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One run. rho, mass: of FSR's Eq. 4 (rho is None where it does not stop Focus). covered: the share of the priority
-    mass that is covered after each token of a Focus by volume or distinct tokens (None for other methods). nearest,
-    likeness: for each of N tokens the kept token that is most like it and their cosine (None where only a selection is
-    known). relevance: where it came from."""
+    """One run. name: of the method, with options that are not the usual ones. rho, mass: of FSR's Eq. 4 (rho is None
+    where it does not stop Focus). covered: the share of the priority mass that is covered after each token of a Focus
+    by volume or distinct tokens (None for other methods). nearest, likeness: for each of N tokens the kept token that
+    is most like it and their cosine (None where only a selection is known). relevance: where it came from."""
 
     name: str
     text: str
@@ -115,7 +116,7 @@ def compare_methods(
         unpruned = MethodRun("all tokens", whole.text, placed(whole.selection, None), whole.stages_ms)
         runs = []
         for method in methods:
-            tell(f"{question} — {method.name}, keep {method.keep}")
+            tell(f"{question} — {label_of(method)}, keep {method.keep}")
             runs.append(run_of(method, picture.ask(question, method, max_new_tokens=max_new_tokens)))
         comparisons.append(
             Comparison(question, name, cropped_as_seen(processor, image), unpruned, tuple(runs), notes_of(runs))
@@ -130,7 +131,7 @@ def run_of(method: Method, asked: TimedAnswer) -> MethodRun:
     compared = asked.tokens.encoder if getattr(method, "distance", "") == "encoder" else asked.tokens.features
     focus_by = getattr(method, "focus_by", None)
     return MethodRun(
-        method.name,
+        label_of(method),
         asked.text,
         replace(selection, notes=(*selection.notes, *asked.report.notes)),
         asked.stages_ms,

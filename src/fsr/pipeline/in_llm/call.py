@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.errors import FeatureError, UsageError
+from fsr.errors import FeatureError, UsageError, counted
 from fsr.methods.in_llm import Choice, InLLMMethod, View
 from fsr.pipeline.in_llm.columns import Columns, DropColumns
 from fsr.pipeline.in_llm.views import LayerInputs
@@ -96,7 +96,8 @@ class Call:
             places, mine = taken[row].nonzero().squeeze(-1), counts[row // copies]
             if len(places) != sum(mine):
                 raise FeatureError(
-                    f"prompt {row} has {len(places)} placeholders and its pictures have {sum(mine)} tokens: "
+                    f"prompt {row} has {counted(len(places), 'placeholder')} and its pictures have "
+                    f"{counted(sum(mine), 'token')}: "
                     "make prompt and pixels with the same processor call."
                 )
             for columns, order in zip(places.split(mine) if mine else (), orders[row // copies]):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from fsr.errors import FeatureError, UnsupportedModelError, UsageError
+from fsr.errors import FeatureError, UnsupportedModelError, UsageError, counted
 from fsr.methods.in_llm import InLLMMethod
 from fsr.pipeline.in_llm.call import Call
 from fsr.pipeline.in_llm.columns import Columns, check_cache, columns_of, forget, prompt_part, remember
@@ -244,8 +244,9 @@ class InLLMHooks:
             return None
         if hidden.shape[0] != drop.source.shape[0]:
             raise UsageError(
-                f"the KV cache was filled by {drop.source.shape[0]} prompts and this step has {hidden.shape[0]} rows: "
-                "no row may come or go between steps once columns were dropped inside the language model."
+                f"the KV cache was filled by {counted(drop.source.shape[0], 'prompt')} and this step has "
+                f"{counted(hidden.shape[0], 'row')}: no row may come or go between steps once columns were dropped "
+                "inside the language model."
             )
         if fresh and drop.layer == index:
             hidden = drop.take(hidden)

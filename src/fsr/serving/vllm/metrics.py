@@ -18,6 +18,8 @@ import time
 from functools import cache
 from typing import Any
 
+from fsr.errors import counted
+
 __all__ = ["Tally"]
 
 EVERY = 60.0  # seconds between two lines of the log
@@ -60,8 +62,8 @@ class Tally:
     def __str__(self) -> str:
         each = self.milliseconds / max(1, self.passes)
         return (
-            f"fsr: {self.pictures} pictures, {self.kept} of {self.total} visual tokens kept, selection {each:.1f} ms "
-            f"per pass, {self.remembered} choices remembered"
+            f"fsr: {counted(self.pictures, 'picture')}, {self.kept} of {self.total} visual tokens kept, "
+            f"selection {each:.1f} ms per pass, {self.remembered} choices remembered"
         )
 
 

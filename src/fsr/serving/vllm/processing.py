@@ -20,7 +20,7 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptUpdate
 
 from fsr.adapters.base import Adapter
-from fsr.errors import QuestionError, UsageError
+from fsr.errors import QuestionError, UsageError, counted
 from fsr.serving.vllm.arguments import QUESTION, others, refuse_near_misses
 from fsr.serving.vllm.checkpoints import check_model_type
 from fsr.serving.vllm.settings import OWN, EngineSettings, Request
@@ -161,8 +161,8 @@ class PrunedProcessing:
             found = own_questions(processor, prompt, images)
             if len(found) != len(missing):
                 raise QuestionError(
-                    f"{len(missing)} pictures and {len(found)} places for them in the prompt, so nobody knows in which "
-                    f"turn each came: give {QUESTION} as a list."
+                    f"{counted(len(missing), 'picture')} and {counted(len(found), 'place')} for them in the prompt, so "
+                    f"nobody knows in which turn each came: give {QUESTION} as a list."
                 )
         else:
             ids = torch.tensor([prompt])

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from fsr.errors import BudgetError, QuestionError, UsageError
+from fsr.errors import BudgetError, QuestionError, UsageError, counted
 from fsr.methods.base import Method, get
 from fsr.methods.picture_budgets import ByAge, by_age
 from fsr.pipeline.select import QuestionFor, check_question_for
@@ -198,8 +198,8 @@ def _per_picture(value: Any, pictures: int, name: str) -> list[Any]:
         return [value] * pictures
     if len(value) != pictures:
         raise BudgetError(
-            f"{name} has {len(value)} values and the request {pictures} pictures: give one for all, or one per picture "
-            "in prompt order."
+            f"{name} has {counted(len(value), 'value')} and the request {counted(pictures, 'picture')}: give one for "
+            "all, or one per picture in prompt order."
         )
     return list(value)
 
