@@ -49,10 +49,10 @@ COLUMNS = """
   itself. Elsewhere `fsr` runs without the question (alpha = 0, and `report.notes` says so) until you ask for
   `relevance="first-layer"` or `"embedding"`, or measure with `fsr calibrate` what points at what is asked: it writes
   `relevance.json` beside the weights, which is taken from then on.
-* **clips**: video is pruned, too ("-": the family has none).
+* **clips**: video is pruned, too ("-": the family has none, or takes frames for pictures).
 * **inside the language model**: FastV, SparseVLM, DART, PyramidDrop and `Late` ([page](in-llm.md)). *Behind DeepStack*:
   from the layer on that no longer takes features of the tower (`layer=3` on the published models). *No*: one line says
-  why, before anything is put on.
+  why, and the model stays as it was.
 * **vLLM (pictures)**: the plug-in has a class for it ([serving](serving.md)); clips stay whole there. *Opt-in*: set
   `FSR_VLLM_UNSHOWN=1`; the class is tested as far as a CPU goes, and no GPU has shown it yet.
 
