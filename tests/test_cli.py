@@ -114,6 +114,39 @@ def test_methods_names_the_stages_and_how_they_are_written(capsys):
     assert "unknown method 'late'" in capsys.readouterr().err
 
 
+def test_options_may_stand_behind_the_name_of_the_method(capsys):
+    behind = json.loads(ask(capsys, "--method", "fsr:alpha=0:rho=0.9", "--json")[1])
+    apart = json.loads(ask(capsys, "--option", "alpha=0", "--option", "rho=0.9", "--json")[1])
+    usual = json.loads(ask(capsys, "--json")[1])
+    assert behind["kept_rows"] == apart["kept_rows"] != usual["kept_rows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--method", "fsr|fastv"], "prune(model, FSR(...) | FastV(...))"),
+        (["--method", "downscale | grid:per=tile | late"], "Downscale(...) | UniformGrid(...) | Late(...)"),
+        (["--method", "fsr:alpha"], "name=value"),
+        (["--method", "fsr:keep=3"], "given by --keep"),
+        (["--method", "fsr:alpha=2", "--option", "alpha=1"], "given twice"),
+        (["--keep", "1_000"], "plain digits (64)"),
+        (["--keep", "1e3"], "plain digits (64)"),
+        (["--keep", "1_0%"], "a share (0.11 or 11%)"),
+    ],
+)
+def test_spellings_that_are_not_taken_are_told_which_are(capsys, monkeypatch, words, hint):
+    monkeypatch.setattr("fsr.asking.load.load", lambda *a: pytest.fail("loaded"))
+    status, out, err = ask(capsys, *words)
+    assert status == 2 and out == "" and err.count("\n") == 1 and hint in err
+
+
+def test_a_question_of_broken_bytes_is_told(capsys):
+    """What a shell hands over when the terminal has another encoding."""
+    assert main(["ask", "what colour is the caf\udce9?"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "half of a character" in err
+
+
 def test_every_command_explains_itself(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stop:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsr import FSR, FSRError, UsageError
-from fsr.asking.options import build_method, keep_value
-from fsr.evaluation.trials import Trial, trials_of
-from fsr.methods import Method, available, get
+from fsr.asking.options import build_method, keep_value, method_names
+from fsr.evaluation.trials import Trial, contenders, trials_of
+from fsr.methods import FastV, Method, available, get
 from fsr.methods.options import option_value
+from fsr.methods.parts import label_of
 
 HUGE = 10**20
 NAMES = sorted(n for n in available() if n != "late")  # which takes no plain budget
@@ -108,6 +109,18 @@ def test_lists_become_tuples_and_numpy_becomes_plain():
     method = FSR(keep=np.int64(4), alpha=np.float32(0.5))
     assert type(method.alpha) is float and Trial("x", method).key == Trial("x", FSR(keep=4, alpha=0.5)).key
     assert keep_value(" 8") == 8 and keep_value(" 11% ") == 0.11
+
+
+def test_labels_say_what_is_not_usual_and_can_be_typed_again():
+    for made in (FSR(keep=4), FSR(keep=4, alpha=0, focus_by="distinct"), get("pyramiddrop", keep=4, at=(1, 2))):
+        assert build_method(label_of(made), 4) == made
+    assert label_of(get("grid", keep=4)) == "uniform-grid" and label_of(FSR(alpha=0)) == "fsr:alpha=0"
+    assert label_of(FSR(keep=8) | FastV(keep=4)) == "fsr | fastv"
+    text = "FSR:alpha=0, grid ,pyramiddrop:at=[1, 2],fsr:alpha=0"
+    assert method_names(text) == ["fsr:alpha=0", "uniform-grid", "pyramiddrop:at=[1, 2]"]
+    assert contenders(text)[1:] == ["fsr:alpha=0", "grid", "pyramiddrop:at=[1, 2]"]
+    assert trials_of("pyramiddrop:at=[1, 2]", 4)[0].method == get("pyramiddrop", keep=4, at=(1, 2))
+    assert method_names("all,fsr:alpha=0")[-1] == "fsr:alpha=0"
 
 
 def test_random_tokens_take_no_seed_in_compare():

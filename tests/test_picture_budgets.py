@@ -115,7 +115,7 @@ def test_bad_lists(keep, words):
 @pytest.mark.parametrize(
     ("keep", "words"),
     [
-        ([3], "1 values and the call has 2 pictures"),
+        ([3], "1 value and the call has 2 pictures"),
         ([3, 2, 1], "3 values and the call has 2 pictures"),
         (lambda number, of, tokens, size: "many", "returned 'many'"),
         (lambda number, of, tokens, size: None, "returned None"),

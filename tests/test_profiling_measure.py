@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch.nn.functional import cosine_similarity
 from transformers import CLIPTextConfig
 
 import family_models_recent as recent
-from fsr.cli import main
+from fsr.cli import main, profile
 from fsr.errors import UsageError
-from fsr.methods import FSR, FastV
+from fsr.methods import FSR, FastV, get
 from fsr.profiling.configs import named
 from fsr.profiling.counts import kv_bytes
 from fsr.profiling.decoder import language
@@ -48,7 +49,7 @@ def results(workload: Workload) -> list[Result]:
 
 def test_every_variant_is_measured_at_every_batch_size(results: list[Result]) -> None:
     assert [(r.method, r.batch) for r in results] == [
-        (name, batch) for batch in (1, 2) for name in ("unpruned", "fsr", "fastv")
+        (name, batch) for batch in (1, 2) for name in ("unpruned", "fsr", "fastv:layer=1")
     ]
     for r in results:
         assert set(r.times) == {*STAGES, "language_layers", "time_to_first_token", "end_to_end", "decode_per_token"}
@@ -282,12 +283,79 @@ def test_command_counts_without_weights(capsys: Any) -> None:
         (["--preset", "full", "--plot", "x.png"], "--plot"),
         (["--plot", "no/such/folder/x.png"], "folder"),
         (["--methods", "nope"], "unknown method"),
+        (["--methods", "fsr|fastv"], "prune(model, FSR(...) | FastV(...))"),
+        (["--methods", "fsr:alpha"], "name=value"),
+        (["--methods", ","], "names no method"),
+        (["--keep", ","], "holds no budget"),
+        (["--keep", "1e3"], "plain digits"),
+        (["--preset", "full", "--text-tokens", "-5"], "--text-tokens -5"),
+        (["--config", "llava-1.5-7b", "--text-tokens", "1"], "--text-tokens 1"),
+        (["--config", "llava-1.5-7b", "--layers", "0"], "--layers 0"),
+        (["--config", "mistral-small-3", "--preset", "full", "--image-size", "1x2000"], "nothing is left"),
+        (["--image-size", "\u00b2x3"], "--image-size"),
+        (["--batch", "\u00b2"], "--batch"),
+        (["--batch", "1" * 5000], "--batch"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--warmup", "-1"], "--warmup -1"),
+        (["--new-tokens", "1"], "--new-tokens 1"),
+        (["--limit", "nan"], "--limit nan"),
+        (["--limit", "0"], "--limit 0"),
+        (["--preset", "full", "--rounds", "3"], "leave out --rounds"),
+        (["--preset", "full", "--relevance", "none"], "leave out --relevance"),
+        (["--preset", "paper-table7", "--keep", "3"], "leave out --keep"),
+        (["--model", "mini", "--text-tokens", "9"], "leave out --text-tokens"),
         (["--preset", "full", "--model", "./no-such-folder"], "no config"),
     ],
 )
 def test_command_refuses_bad_input_with_a_hint(capsys: Any, words: list[str], hint: str) -> None:
     status, out, err = run(capsys, *words)
     assert status == 2 and out == "" and hint in err and err.count("\n") == 1
+
+
+def test_what_was_named_and_not_run_is_told_and_fails(capsys: Any, monkeypatch: Any, workload: Workload) -> None:
+    monkeypatch.setattr("fsr.profiling.workload.from_config", lambda *a, **k: workload)
+    words = ["--config", "llava-1.5-7b", "--device", "cpu", "--keep", "3", "--rounds", "1", "--new-tokens", "2"]
+    status, out, err = run(capsys, *words, "--methods", "fsr:alpha=0,fastv:layer=99", "--json")
+    shown = json.loads(out)
+    assert status == 1 and err.count("\n") == 1 and "fastv:layer=99 (keep 3, batch 1) was not run: " in err
+    assert [r["method"] for r in shown["results"]] == ["unpruned", "fsr:alpha=0"]
+    assert [(r["method"], r["keep"], r["batch"]) for r in shown["not_run"]] == [("fastv:layer=99", 3, 1)]
+    lost = SimpleNamespace(methods="all,grid", relevance="auto")
+    refused = [{"method": name} for name in ("fastv", "uniform-grid:per=tile")]
+    assert profile._named(lost, refused) == refused[1:]  # nobody named fastv
+
+
+@pytest.mark.parametrize("source", ["first-layer", "embedding"])
+def test_relevance_that_reads_the_tokens_of_the_question_is_measured(workload: Workload, source: str) -> None:
+    (_, fsr) = measure(replace(workload, relevance=source), Plan((FSR(keep=3),), new_tokens=2, rounds=1))
+    assert not fsr.skipped and fsr.notes == () and fsr.times["text_tower"].median > 0
+
+
+def test_sources_of_relevance_are_the_methods_own_or_what_was_asked_for(workload: Workload) -> None:
+    hawk, fsr, trim = get("hawk", keep=3), FSR(keep=3), get("trim", keep=3)
+    plan = Plan((hawk, fsr, trim), new_tokens=2, rounds=1)
+
+    def ran(relevance: Any) -> list[tuple[str, bool, tuple[str, ...]]]:
+        return [(r.method, not r.skipped, r.notes) for r in measure(replace(workload, relevance=relevance), plan)[1:]]
+
+    without = "ran without relevance: no text tower pairs with this model"
+    assert ran(None) == [("hawk", True, ()), ("fsr", True, (without,)), ("trim", False, ())]
+    assert ran("none") == [
+        ("fsr", True, ("ran without relevance: as asked",)),
+        ("hawk", False, ()),
+        ("trim", False, ()),
+    ]
+
+
+def test_the_second_embedded_model_is_measured_with_the_relevance_beside_its_weights(capsys: Any) -> None:
+    """Its relevance.json names word embeddings: the question's tokens come from its own processor."""
+    words = ["--model", "mini-qwen3", "--device", "cpu", "--keep", "16", "--rounds", "1", "--new-tokens", "2", "--json"]
+    status, out, err = run(capsys, *words, "--methods", "fsr,fsr:relevance=none,hawk")
+    shown = json.loads(out)
+    assert status == 0 and err == "" and shown["not_run"] == []
+    spent = {r["method"]: r["ms"]["text_tower"]["median"] > 0 for r in shown["results"]}
+    assert spent == {"unpruned": False, "fsr": True, "fsr:relevance=none": False, "hawk": True}
+    assert all(r["notes"] == [] for r in shown["results"])
 
 
 def test_command_measures_and_draws(capsys: Any, monkeypatch: Any, tmp_path: Any, workload: Workload) -> None:

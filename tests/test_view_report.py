@@ -286,9 +286,12 @@ def test_command_writes_files_and_refuses_nonsense(llava, processor, twin, tmp_p
     tiny.picture(2).save(picture)
     words = ["--model", str(tmp_path / "model"), "--image", str(picture), "--device", "cpu"]
     page, png = tmp_path / "report.html", tmp_path / "report.png"
-    status = main(["view", "where is the cat ?", *words, "--keep", "9,4", "--out", str(page), "--png", str(png)])
+    more = ["--methods", "fsr,fsr:alpha=0", "--keep", "9,4", "--out", str(page), "--png", str(png)]
+    status = main(["view", "where is the cat ?", *words, *more])
     assert status == 0 and str(page) in capsys.readouterr().out
-    assert len(Page(page.read_text(encoding="utf-8")).data["views"]) == 2 and Image.open(png).width > 400
+    views = Page(page.read_text(encoding="utf-8")).data["views"]
+    assert [(v["name"], v["keep"]) for v in views] == [(n, k) for k in (9, 4) for n in ("fsr", "fsr:alpha=0")]
+    assert Image.open(png).width > 400
     status = main(
         ["view", "is there a cat ?", "where is it ?", *words, "--figure", "1", "--keep", "9", "--out", str(page)]
     )
@@ -296,6 +299,8 @@ def test_command_writes_files_and_refuses_nonsense(llava, processor, twin, tmp_p
     wrong = [
         (["where ?", "--keep", "0"], "at least 1"),
         (["where ?", "--methods", "nosuch"], "unknown method"),
+        (["where ?", "--methods", "fsr,fastv:layer=3"], "`fsr ask --method fastv:layer=3`"),
+        (["where ?", "--methods", "fsr|fastv"], "FSR(...) | FastV(...)"),
         (["where ?", "what ?"], "one question"),
         (["where ?", "--figure", "1"], "two questions"),
         (["where ?", "--out", str(tmp_path / "no" / "x.html")], "cannot write"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ def unwrapped(model: Any) -> Any:
     """The model itself, however deep it is wrapped. Its wrappers go on working: pruning sits on the model.
 
     Raises:
-        UnsupportedModelError: DataParallel over several devices, which runs copies of the model.
+        UnsupportedModelError: DataParallel over several devices, which runs copies of the model; or no model at all.
     """
     while True:
         inner = model
@@ -33,5 +34,11 @@ def unwrapped(model: Any) -> Any:
         elif callable(base := getattr(model, "get_base_model", None)):
             inner = base()
         if inner is model:
-            return model
+            break
         model = inner
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"{reprlib.repr(model)} is no model: give a vision-language model of Transformers, as "
+            "AutoModelForImageTextToText.from_pretrained(...) returns it."
+        )
+    return model

@@ -14,6 +14,7 @@ from PIL import Image
 from fsr.asking.images import MAX_PIXELS, bundled_scene
 from fsr.asking.rgb import to_rgb
 from fsr.errors import FSRError, PictureError, QuestionError, UsageError
+from fsr.signals.question import check_characters
 
 __all__ = ["Pictures", "chat_batch", "chat_inputs", "listed"]
 
@@ -45,6 +46,7 @@ def chat_batch(processor: Any, images: Sequence[Pictures], questions: Sequence[s
             "a prompt of your own."
         )
     for question in questions:
+        check_characters(question)
         _check_words(processor, question)
     pictures = [[to_rgb(image) for image in listed(some)] for some in images]
     for picture in (p for some in pictures for p in some):

@@ -21,7 +21,8 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.adapters.containers import alike, rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
-from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.inputs import check_inputs
+from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
 __all__ = ["EncodedPrompt", "encode", "joined", "run_tower"]
@@ -103,6 +104,7 @@ def encode(
         UnsupportedModelError, RelevanceError, FeatureError: see `fsr.errors`. UsageError: no pictures in the inputs.
     """
     adapter = find(model)
+    check_inputs(inputs)
     signals: frozenset[str] = frozenset()
     of_tower: RelevanceScorer | None = None
     of_features: RelevanceScorer | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Collection, Mapping
 from math import isqrt
 from typing import Any
@@ -17,7 +18,42 @@ from fsr.pipeline.generate import settings
 from fsr.pipeline.kv_cache import cache_in, is_empty
 from fsr.pipeline.shorten import inferred_mask
 
-__all__ = ["check_pictures", "ids_and_mask", "picture_shapes", "refuse_encoded", "refuse_unpruned"]
+__all__ = [
+    "check_inputs",
+    "check_pictures",
+    "check_processor",
+    "ids_and_mask",
+    "picture_shapes",
+    "refuse_encoded",
+    "refuse_unpruned",
+]
+
+
+def check_inputs(inputs: Any) -> None:
+    """Refuse what is no output of a processor.
+
+    Raises:
+        UsageError: no mapping.
+    """
+    if not isinstance(inputs, Mapping):
+        raise UsageError(
+            f"inputs of type {type(inputs).__name__} are none: pass what the processor returned, a mapping with "
+            "`input_ids` and the pixels."
+        )
+
+
+def check_processor(processor: Any) -> None:
+    """Refuse what is neither a processor nor a tokenizer; None, which many methods can do with, passes.
+
+    Raises:
+        UsageError: a class, a name, or anything else that cannot be called on text.
+    """
+    parts = ("tokenizer", "image_processor", "video_processor")
+    usable = callable(processor) or any(hasattr(processor, part) for part in parts)
+    if processor is not None and (isinstance(processor, type) or not usable):
+        raise UsageError(
+            f"processor={reprlib.repr(processor)} is none: give the model's own, AutoProcessor.from_pretrained(...)."
+        )
 
 
 def refuse_encoded(inputs: Mapping[str, Any]) -> None:

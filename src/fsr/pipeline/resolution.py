@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from fsr.errors import UnsupportedModelError, UsageError
+from fsr.pipeline.inputs import check_processor
 
 __all__ = ["Resolution"]
 
@@ -34,6 +35,7 @@ class Resolution:
     def __init__(self, processor: Any, pixels: int) -> None:
         if processor is None:
             raise UsageError("Downscale works through the processor: pass processor=... to prune().")
+        check_processor(processor)
         self.images: Any = getattr(processor, "image_processor", processor)
         self.pixels = pixels
         names = set(getattr(self.images, "model_input_names", ()))

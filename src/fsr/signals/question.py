@@ -16,7 +16,7 @@ from torch import Tensor
 from fsr.errors import QuestionError, counted
 from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 
-__all__ = ["cut_in_pieces", "cut_question", "extract_questions", "own_questions", "questions_of"]
+__all__ = ["check_characters", "cut_in_pieces", "cut_question", "extract_questions", "own_questions", "questions_of"]
 
 PICTURE = "\ufffc"  # stands for a run of placeholders
 # What processors write next to a run: Qwen3-VL, InternVL, SmolVLM and Idefics (tiles), SmolVLM (clips), Gemma 3.
@@ -61,9 +61,25 @@ def questions_of(
         by_row = dict(zip(pictured, found))
         given = [by_row.get(row) for row in range(rows)]
     for row in pictured:
-        if not (given[row] or "").strip():
+        asked = given[row] or ""
+        if not asked.strip():
             raise QuestionError(f"the question of prompt {row} is empty: give question=..., or relevance='none'.")
+        check_characters(asked)
     return given, plain
+
+
+def check_characters(text: str, what: str = "the question") -> None:
+    """Refuse what no tokenizer can read. what: it is, for the message.
+
+    Raises:
+        QuestionError: half of a UTF-16 pair stands alone.
+    """
+    half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+    if half is not None:
+        raise QuestionError(
+            f"{what} holds {half!r}, half of a character (bytes that were read with the wrong encoding): decode it "
+            "again, for example as UTF-8."
+        )
 
 
 def extract_questions(

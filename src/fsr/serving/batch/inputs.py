@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fsr.errors import UsageError
+from fsr.signals.question import check_characters
 
 __all__ = ["PICTURES", "Row", "cut", "read_rows"]
 
@@ -55,6 +56,7 @@ def read_rows(source: Path, question: str | None = None) -> list[Row]:
     """
     if question is not None and not question.strip():
         raise UsageError("--question is empty: write what you want to know about the pictures.")
+    check_characters(question or "", "--question")
     if source.is_dir():
         if any(source.glob("*.parquet")) and not _pictures(source):
             raise UsageError(

@@ -33,6 +33,7 @@ from fsr.serving.vllm.arguments import (
     refuse_near_misses,
 )
 from fsr.signals.calibration import RelevanceCalibration, calibration_beside, load_calibration
+from fsr.signals.question import check_characters
 
 __all__ = ["OWN", "EngineSettings", "Request"]
 
@@ -168,6 +169,7 @@ class EngineSettings:
                 continue
             if not (isinstance(question, str) and question.strip()):
                 raise QuestionError(f"{QUESTION} is empty: leave it out to take the prompt's own question.")
+            check_characters(question)
             if len(question) > LONGEST:
                 raise QuestionError(f"{QUESTION} has {len(question)} characters: give at most {LONGEST}.")
         return given
