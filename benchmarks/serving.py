@@ -1,7 +1,7 @@
 """The vLLM server on Qwen3-VL-2B's true shapes: what pruning brings to throughput and to the wait for the first token.
 
-    .venv-engines/bin/python benchmarks/serving.py [--keep 0,64] [--side 512] [--clients 1,8,32] [--layers 7]
-        [--minutes 9] [--json FILE]
+    .venv-engines/bin/python benchmarks/serving.py [--keep 0,64] [--side 512] [--clients 1,8,32]
+        [--requests 16] [--minutes 9] [--json FILE]
 
 One server answers all budgets, by the requests' own `fsr_keep` (0: unpruned), so rows of one run compare. Real HTTP
 requests that stream; every client waits for its answer before it asks again. `new`: every request has a picture of its
@@ -9,10 +9,9 @@ own that the server has never seen, so no cache answers. `again`: all requests o
 which the server knows already, each time with another question, which stands behind the picture. Weights are random
 (vLLM's `--load-format dummy`, bfloat16): time depends on shapes only.
 
-A 2 B model is slow on a CPU. `--layers 7` builds 7 of the 28 layers of the language model and 6 of the 24 of the
-vision tower, both at their true width: the shares of the two stay as they are, and 32 clients get through in minutes.
-When `--minutes` are over no request is sent any more; rows that are whole by then are in the table and in FILE. A run
-appends to FILE.
+Fewer layers would be faster and wrong: tower and language model get cheaper with each layer, choosing does not (it
+reads one layer). When `--minutes` are over no request is sent any more; rows that are whole by then are in the table
+and in FILE. A run appends to FILE: long tables are made of short runs.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "engines"), str(ROOT / "tests"), str(ROOT / "tests" / "shims")]
 
 import torchvision_schemas  # noqa: E402, F401  (before anything that imports torchvision)
+from patience import tail  # noqa: E402
 from server import Server, chat  # noqa: E402
 
 import tiny  # noqa: E402
 
 # Pixels that make one token (patches of 16, merged 2 x 2); the longest side; tokens of an answer; pictures of "again".
 UNIT, SIDE, LONGEST, FEW = 32, 1024, 4, 2
-LAYERS, VISION_LAYERS = 28, 24
 MODEL_LENGTH = 2048
 VOCABULARY = 151936
 MARKS = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
@@ -52,12 +52,7 @@ MARKS = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
 WORDS = [word for word in tiny.WORDS if not word.endswith(":")]
 
 
-def vision_layers(layers: int) -> int:
-    """As many of the tower's 24 as `layers` are of the language model's 28."""
-    return max(3, round(VISION_LAYERS * layers / LAYERS))
-
-
-def checkpoint(folder: Path, layers: int) -> str:
+def checkpoint(folder: Path) -> str:
     """Save config and processor of a Qwen3-VL-2B whose tokenizer knows one word per token; no weights."""
     import transformers as t
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -73,15 +68,14 @@ def checkpoint(folder: Path, layers: int) -> str:
         extra_special_tokens=names, model_max_length=4096,
     )  # fmt: skip
     ids = dict(zip(MARKS, tokenizer.convert_tokens_to_ids(MARKS)))
-    depth = vision_layers(layers)
     vision = Qwen3VLVisionConfig(
-        depth=depth, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048, patch_size=16,
-        num_position_embeddings=2304, deepstack_visual_indexes=[at * depth // VISION_LAYERS for at in (5, 11, 17)],
+        depth=24, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048, patch_size=16,
+        num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17],
     )  # fmt: skip
     rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5e6}
     text = Qwen3VLTextConfig(
-        hidden_size=2048, intermediate_size=6144, num_hidden_layers=layers, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=4096, rope_parameters=rope,
+        hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+        head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=4096, rope_parameters=rope,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     t.Qwen3VLConfig(
@@ -138,7 +132,7 @@ def load(
         body = chat(question, pictures[number % len(pictures)], longest=LONGEST, fsr_keep=keep)
         bodies.append({**body, "ignore_eos": True})
     took: list[tuple[float, float, int]] = []
-    if again:  # the server has seen them, under another question
+    if again and time.monotonic() < end:  # the server has seen them, under another question
         for picture in pictures:
             stream(server, {**chat("what is this ?", picture, longest=1, fsr_keep=keep), "ignore_eos": True})
 
@@ -156,7 +150,9 @@ def load(
     whole = time.perf_counter() - began
     if len(took) != requests:
         if time.monotonic() < end:
-            raise RuntimeError("some clients failed, see above")
+            raise RuntimeError(
+                f"some clients failed, see above. The end of the server's log:\n{tail(server.log, 9000)}"
+            )
         return None
     firsts = [first for first, _, _ in took]
     prompt = statistics.mean(length for _, _, length in took)
@@ -173,6 +169,17 @@ def drawn(rng: np.random.Generator, side: int) -> Image.Image:
     """A picture of random blocks, small as a PNG (as screenshots are)."""
     blocks = rng.integers(0, 255, (side // UNIT, side // UNIT, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST)
+
+
+def choosing(server: Server) -> float:
+    """Milliseconds from a picture's features to its kept tokens, the mean since the server began."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    spent, steps = (
+        sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"fsr:selection_milliseconds_{what}"))
+        for what in ("sum", "count")
+    )
+    return spent / max(1.0, steps)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -203,9 +210,6 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--pictures", default="new,again")
     parser.add_argument("--requests", type=int, default=8, help="per row (at least one per client)")
-    parser.add_argument(
-        "--layers", type=int, default=LAYERS, help=f"of the language model's {LAYERS}; the tower's go along"
-    )
     parser.add_argument("--minutes", type=float, default=60.0, help="after these, only what is under way is waited for")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", action="store_true", help="print the table of the JSON file, measure nothing")
@@ -228,15 +232,17 @@ def main() -> None:
     run, mine = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"), []
     budgets, counts = ([int(n) for n in text.split(",")] for text in (args.keep, args.clients))
     with tempfile.TemporaryDirectory() as folder:
-        model = checkpoint(Path(folder) / "model", args.layers)
+        model = checkpoint(Path(folder) / "model")
         given = overrides(FSR(keep=64), "Qwen3VLForConditionalGeneration")
         # What every budget of a request fits into.
         given["fsr"]["keep"] = 0
         options = f"--dtype bfloat16 --load-format dummy --max-model-len {MODEL_LENGTH} --max-num-seqs 32"
         options += " --generation-config vllm --trust-request-mm-kwargs --limit-mm-per-prompt"
         limits = '{"image": 1, "video": 0}'
-        # Room for 32 unpruned prompts at once; all cores compute.
+        # Room for 32 unpruned prompts of 512 x 512 pixels at once (8 of the largest); all cores compute.
         settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        (metrics := Path(folder) / "metrics").mkdir()
+        settings["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         log = Path(folder) / "log"
         with Server(model, log, *options.split(), limits, overrides=given, settings=settings) as server:
             seeds = itertools.count()
@@ -249,13 +255,13 @@ def main() -> None:
                 if row is None:
                     print(f"{args.minutes:g} minutes are over: {pictures}, {clients} clients, keep {keep} is not whole")
                     break
-                mine.append({"run": run, "layers": args.layers, "vision_layers": vision_layers(args.layers), **row})
+                mine.append({"run": run, **row})
                 print(mine[-1], flush=True)
                 if args.json:
                     told = {**held, "rows": held["rows"] + mine}
                     args.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{args.layers} of {LAYERS} layers, {vision_layers(args.layers)} of {VISION_LAYERS} in the tower\n")
-    print(table(mine))
+            print(f"\nchoosing took {choosing(server):.0f} ms per step, on average")
+    print(f"\n{table(mine)}")
 
 
 if __name__ == "__main__":
