@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread per process: small models gain nothing from more, and the test workers share the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-oldest test-engines test-engines-next test-wheel gpu docs clean
+.PHONY: demo test classes test-oldest test-engines test-engines-next test-wheel gpu docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Every image-text-to-text class of this Transformers release on a tiny twin, compared with docs/classes.md: a minute.
+classes: $(VENV)/.test
+	$(BIN)/python benchmarks/class_map.py --check
 
 # The oldest Transformers that is supported, on the tests that touch models: one more wheel beside the same environment.
 OLDEST := $(VENV)/transformers-5.18

@@ -1,252 +1,95 @@
 """Every class that `AutoModelForImageTextToText` maps, on a tiny random twin: what this library does with it.
 
-    python benchmarks/class_map.py [MODEL_TYPE ...] [--write]
+    python benchmarks/class_map.py [MODEL_TYPE ...] [--write | --check]
 
 Per class: the adapter; whether a budget of all tokens changes nothing bit for bit (greedy, beams, no cache); whether
 exactly K tokens stay of every picture; whether the model is left as it was; which signals there are. Or the one line
-that refuses it. `--write` puts the table of this Transformers release into docs/classes.md.
+that refuses it. Two processes share the work; a class that crashes or hangs takes no other along.
+
+`--write` puts the table of this Transformers release into docs/classes.md. `--check` names the classes that differ from
+it and ends with 1 if there are any. The environment variable FSR_TESTS_END (seconds since 1970) is a time after which
+no class is looked at; those left are named.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import os
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import class_rows
+from class_rows import Row
+from class_workers import NotReached, Stopped, results
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 TIMM = Path(sys.prefix) / "torchvision-only"  # what towers of three classes come from, see the Makefile
-if __name__ == "__main__" and (TIMM / "timm").is_dir():
-    sys.path += [str(TIMM), str(ROOT / "tests" / "shims")]
-    import torchvision_schemas  # noqa: F401  (before anything that imports torchvision)
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-import class_twins  # noqa: E402
-import families  # noqa: E402
-from fsr import FSR, FSRError, UnsupportedModelError, prepare, prune  # noqa: E402
-from fsr.adapters import find  # noqa: E402
-from fsr.methods import get  # noqa: E402
-
-PAGE = ROOT / "docs" / "classes.md"
-KEEP = 3
-TOLERANCE = 2e-5
-MODES: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
-# Classes whose twins the tests have, with hand-made prompts: model type -> family of tests/families.py.
-TESTED = {
-    "gemma3": "gemma3", "gemma3n": "gemma3n", "gemma4": "gemma4",
-    "glm46v": "glm46v", "glm4v": "glm4v", "glm4v_moe": "glm4v-moe",
-    "glmga": "glm46v", "idefics3": "idefics3", "internvl": "internvl", "llava": "llava", "llava_next": "llava-next",
-    "llava_next_video": "llava-next-video", "llava_onevision": "llava-onevision", "mistral3": "mistral3",
-    "paligemma": "paligemma", "qwen2_5_omni_thinker": "qwen2.5-omni", "qwen2_5_vl": "qwen2.5-vl",
-    "qwen2_vl": "qwen2-vl", "qwen3_5": "qwen3.5", "qwen3_5_moe": "qwen3.5-moe", "qwen3_vl": "qwen3-vl",
-    "qwen3_omni_moe_thinker": "qwen3-omni", "qwen3_vl_moe": "qwen3-vl-moe", "shieldgemma2": "gemma3",
-    "smolvlm": "smolvlm",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """verdict: "works", "refused", "no features" (the class takes none), "no twin" or "wrong". text: adapter and
-    signals, the refusal, or what went wrong."""
-
-    model_type: str
-    verdict: str
-    text: str
 
 
 def look(model_type: str) -> Row:
-    """One class, on a twin that is made for it and dropped."""
-    cls = getattr(transformers, class_twins.NAMES[model_type])
-    if not class_twins.takes_features(cls):
-        return Row(model_type, "no features", "takes no features from outside")
-    try:
-        if model_type in TESTED:
-            model = families.model_of(TESTED[model_type])
-            inputs = families.prompts(TESTED[model_type], [(1, 0)])
-        else:
-            model = class_twins.twin(model_type)
-            inputs = None
-    except Exception as error:
-        return Row(model_type, "no twin", _line(error))
-    before, training = set(model.__dict__), model.training
-    try:
-        adapter = find(model)
-    except UnsupportedModelError as error:
-        return Row(model_type, "refused", _line(error))
-    try:
-        if inputs is None:
-            inputs = class_twins.inputs_for(model, adapter.base)
-        expected = {"greedy": _run(model, inputs, {})}
-    except Exception as error:
-        return Row(model_type, "no twin", f"no prompt for the twin: {_line(error)}")
-    for mode, options in MODES.items():
-        try:
-            run = _run(model, inputs, options)
-            if (run[1][0] - expected["greedy"][1][0][:1]).abs().max() < 1e-3:  # else Transformers mixes up pictures
-                expected[mode] = run
-        except Exception:
-            continue
-    try:
-        signals = _signals(model, inputs)
-        whole = FSR(keep=9999, relevance="none") if "saliency" in signals else get("divprune", keep=9999)
-        for mode in expected:
-            with prune(model, whole):
-                got = _run(model, inputs, MODES[mode])
-            if not all(torch.equal(a, b) for a, b in zip(got, expected[mode])):
-                return Row(model_type, "wrong", f"{adapter.name}: all tokens kept, {mode} differs")
-        few = FSR(keep=KEEP, relevance="none") if "saliency" in signals else get("divprune", keep=KEEP)
-        with prune(model, few) as pruned:
-            runs = [_run(model, inputs, MODES[m])[1][:, 0] for m in ("greedy", "no cache") if m in expected]
-        unpruned = [expected[m][1][:, 0] for m in ("greedy", "no cache") if m in expected]
-        same = bool(torch.allclose(unpruned[0], unpruned[-1], atol=1e-4))  # not so for some recurrent layers
-        if same and not torch.allclose(runs[0], runs[-1], atol=1e-4):
-            return Row(model_type, "wrong", f"{adapter.name}: a step with a KV cache differs from one without")
-        kept = [s.kept for s in pruned.last.selections]
-        if max(s.total for s in pruned.last.selections) <= KEEP:
-            return Row(model_type, "no twin", "the pictures of the twin are too small to be pruned")
-        if model_type not in TESTED and (gap := dropped_columns(model, adapter, inputs, few)) > TOLERANCE:
-            return Row(model_type, "wrong", f"{adapter.name}: {gap:.1e} from dropped columns")
-        if kept != [min(KEEP, s.total) for s in pruned.last.selections] or pruned.last.tokens_after != sum(kept):
-            return Row(model_type, "wrong", f"{adapter.name}: kept {kept}")
-        clips = "" if model_type in TESTED else look_at_clips(model, adapter, inputs, whole, few)
-    except UnsupportedModelError as error:
-        left = set(model.__dict__) == before
-        return Row(model_type, "refused" if left else "wrong", _line(error))
-    except Exception as error:
-        return Row(model_type, "wrong", f"{adapter.name}: {type(error).__name__}: {_line(error)}")
-    if set(model.__dict__) != before or model.training != training:
-        return Row(model_type, "wrong", f"{adapter.name}: the model is not as it was")
-    return Row(model_type, "works", f"{adapter.name}: {', '.join(signals) or 'features alone'}{clips}")
+    """`class_look.look` in a process of this program's own."""
+    if (TIMM / "timm").is_dir() and str(TIMM) not in sys.path:
+        sys.path += [str(TIMM), str(ROOT / "tests" / "shims")]
+        import torchvision_schemas  # noqa: F401  (before anything that imports torchvision)
+    import torch
+    import transformers
 
+    import class_look
 
-def look_at_clips(model: Any, adapter: Any, inputs: dict[str, Any], whole: Any, few: Any) -> str:
-    """ "; clips" where a clip works, nothing where the class itself fails on it or its adapter refuses.
-
-    Raises:
-        ValueError: a clip is pruned wrongly.
-    """
-    try:
-        clip = class_twins.clip_for(model, adapter, inputs)
-        expected = None if clip is None else _run(model, clip, {})
-    except Exception:
-        return ""
-    if clip is None or expected is None:
-        return ""
-    try:
-        with prune(model, whole):
-            same = all(torch.equal(a, b) for a, b in zip(_run(model, clip, {}), expected))
-        with prune(model, few) as pruned:
-            _run(model, clip, {})
-    except UnsupportedModelError:
-        return ""
-    if not same or [s.kept for s in pruned.last.selections] != [KEEP]:
-        raise ValueError("a clip is pruned wrongly")
-    return "; clips"
-
-
-@torch.no_grad()
-def dropped_columns(model: Any, adapter: Any, inputs: dict[str, Any], method: Any) -> float:
-    """How far logits of a pruned prompt are from those of the language model on hand-made columns: all features merged
-    at full length, the columns that are not kept left out. Largest difference as a share of the largest logit.
-
-    Where that differs (features enter in more places, or are added to the embeddings) those columns are hidden by a
-    mask instead, at full length.
-    """
-    original = prepare(model, method, inputs, call="forward", positions="original")
-    got = model(**original).logits[0, -1]
-    columns = original.report.columns[0]
-    encoded = adapter.encode(inputs, method.signals())[0]
-    gaps = []
-    if getattr(encoded.output, "deepstack_features", None) is None:
-        ids = inputs["input_ids"]
-        embeds = model.get_input_embeddings()(ids)
-        where = ids == adapter.placeholder_ids()["image"]
-        embeds[where] = torch.cat([unit.features for unit in encoded.units]).to(embeds)
-        known = set(inspect.signature(type(model).forward).parameters)
-        given = {
-            n: v[:, columns]
-            for n, v in inputs.items()
-            if n in known and n != "input_ids" and isinstance(v, torch.Tensor) and v.shape == ids.shape
-        }
-        given["position_ids"] = original["position_ids"]
-        expected = model(inputs_embeds=embeds[:, columns], **given).logits[0, -1]
-        gaps.append(float((got - expected).abs().max() / expected.abs().max()))
-    if not gaps or gaps[0] > TOLERANCE:
-        whole = prepare(model, get("divprune", keep=9999), inputs, call="forward", positions="original")
-        hidden = torch.zeros_like(inputs["attention_mask"])
-        hidden[:, columns] = 1
-        expected = model(**{**whole, "attention_mask": hidden}).logits[0, -1]
-        gaps.append(float((got - expected).abs().max() / expected.abs().max()))
-    return min(gaps)
-
-
-def _run(model: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    out = model.generate(
-        **inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
-    )
-    return out.sequences, torch.stack(out.logits)
-
-
-def _signals(model: Any, inputs: dict[str, Any]) -> list[str]:
-    """Those of the vision side that some method can read here."""
-    found = []
-    for name, method in {"saliency": FSR(keep=KEEP, relevance="none"), "keys": get("visionzip", keep=KEEP)}.items():
-        try:
-            prepare(model, method, inputs)
-            found.append(name)
-        except UnsupportedModelError:
-            if name == "keys" and not found:
-                prepare(model, get("divprune", keep=KEEP), inputs)
-        except FSRError:
-            continue
-    return found
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:260].replace("|", "/")
-
-
-def page(rows: list[Row]) -> str:
-    """The table as Markdown."""
-    works = [r for r in rows if r.verdict == "works"]
-    takes = [r for r in rows if r.verdict != "no features"]
-    lines = [
-        f"## transformers {transformers.__version__}",
-        "",
-        f"{len(rows)} classes; {len(takes)} take features from outside; {len(works)} of those work on their twins.",
-        "",
-        "| class | verdict | adapter: signals, or why not |",
-        "|---|---|---|",
-        *(f"| {r.model_type} | {r.verdict} | {r.text} |" for r in rows),
-    ]
-    return "\n".join(lines) + "\n"
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    return class_look.look(model_type)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*")
-    parser.add_argument("--write", action="store_true")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--write", action="store_true")
+    mode.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    rows = []
-    for model_type in args.types or sorted(class_twins.NAMES):
-        rows.append(look(model_type))
-        print(*(rows[-1].verdict, rows[-1].model_type, rows[-1].text), sep="  ", flush=True)
-    print(page(rows).splitlines()[2])
-    if args.write:
-        head, _, rest = PAGE.read_text(encoding="utf-8").partition("## transformers ")
-        parts = {p.partition("\n")[0]: f"## transformers {p}" for p in rest.split("## transformers ") if p}
-        parts[transformers.__version__] = page(rows)
-        PAGE.write_text(head + "\n".join(p.rstrip() + "\n" for _, p in sorted(parts.items(), reverse=True)), "utf-8")
-    return int(any(r.verdict == "wrong" for r in rows))
+    if args.write and args.types:
+        parser.error("--write needs all classes: name none")
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as names
+
+    if unknown := sorted(set(args.types) - set(names)):
+        parser.error(f"transformers {transformers.__version__} has no class for {', '.join(unknown)}")
+    end = os.environ.get("FSR_TESTS_END")
+    rows: list[Row] = []
+    left: dict[str, str] = {}
+    for name, found in results(args.types or sorted(names), look, float(end) if end else None):
+        if isinstance(found, NotReached):
+            left[name] = "the time is over"
+            continue
+        row = Row(name, "wrong", found.text) if isinstance(found, Stopped) else found
+        print(row.verdict, row.model_type, row.text, sep="  ", flush=True)
+        if row.verdict == "no twin" and not (TIMM / "timm").is_dir() and "timm" in row.text:
+            left[name] = "timm is not installed"
+        else:
+            rows.append(row)
+    print(class_rows.summary(rows))
+    for name, why in left.items():
+        print(f"NOT looked at: {name} ({why})")
+    bad = any(row.verdict == "wrong" for row in rows)
+    if args.check:
+        lines = class_rows.differences(transformers.__version__, rows)
+        alike = len(rows) - len(lines)
+        if not args.types:
+            gone = set(class_rows.read(transformers.__version__)) - set(names)
+            lines += [f"{name}: on the page, and not in this release" for name in sorted(gone)]
+        for line in lines:
+            print(f"DIFFERS from docs/classes.md: {line}")
+        bad = bad or bool(lines)
+        print(f"{alike} of {len(args.types or names)} classes are as docs/classes.md says.")
+    elif args.write and left:
+        print("Nothing was written: the table would not be whole.")
+        bad = True
+    elif args.write:
+        class_rows.write(transformers.__version__, rows)
+    return int(bad)
 
 
 if __name__ == "__main__":

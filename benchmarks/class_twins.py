@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def inputs_for(model: Any, base: Any) -> dict[str, Any]:
             counts = [e.numel() // e.shape[-1] for e in pooled]
             break
         except Exception as error:  # the next form
-            failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:90]}")
+            failures.append(f"{type(error).__name__}: {textwrap.shorten(str(error), 100, placeholder=' …')}")
     else:
         raise ValueError("; ".join(failures))
     ids = [1, 5]

@@ -45,9 +45,7 @@ from family_models import (  # noqa: F401  (tests take them from here)
     text,
 )
 from family_models_recent import gemma3n, gemma4, glm, internvl_recent, llama4, mistral3, omni, pixtral, qwen_recent
-from fsr import FSR
 from fsr.adapters import find
-from fsr.methods import DivPrune, Method
 
 
 @dataclass(frozen=True)
@@ -257,15 +255,6 @@ FAMILIES = {
         Family("idefics3", _tiled("Idefics3"), _crops, marks=_crop_marks),
     ]
 }
-
-
-# Convolutional towers: no saliency.
-UNSEEN = ("gemma3n",)
-
-
-def method_for(name: str, keep: Any) -> Method:
-    """FSR without relevance; a method that reads features alone where there is no saliency."""
-    return DivPrune(keep=keep) if name in UNSEEN else FSR(keep=keep, relevance="none")
 
 
 @cache

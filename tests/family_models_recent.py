@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -199,18 +200,40 @@ def llama4(attention: str) -> Any:
     return model
 
 
+class MapAttention(torch.nn.Module):
+    """Multi-query attention over a map, with the parts and names of timm's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads, self.key_dim, self.kv_stride, self.has_query_strides, self.scale = 4, 8, 1, False, 8**-0.5
+        named = lambda wide, out: torch.nn.Sequential(OrderedDict(proj=torch.nn.Conv2d(wide, out, 1, bias=False)))
+        self.query, self.key, self.value = named(width, 32), named(width, 8), named(width, 8)
+        self.output = named(32, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.query(x).unflatten(1, (4, 8)).flatten(3)
+        k, v = (part(x).flatten(2)[:, None] for part in (self.key, self.value))
+        weights = (heads.transpose(-1, -2) @ k * self.scale).softmax(-1)
+        return self.output((weights @ v.transpose(-1, -2)).transpose(-1, -2).flatten(1, 2).unflatten(2, x.shape[-2:]))
+
+
 class Map(torch.nn.Module):
-    """In place of the MobileNet of timm: the same container, [B, C, rows, columns]."""
+    """In place of the MobileNet of timm: the same container, [B, C, rows, columns], and attention at twice the
+    resolution."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.patches = torch.nn.Conv2d(3, config.hidden_size, PATCH, PATCH)
+        self.patches = torch.nn.Conv2d(3, config.hidden_size, PATCH // 2, PATCH // 2)
+        self.blocks = torch.nn.ModuleList(MapAttention(config.hidden_size) for _ in range(3))
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModelOutput
 
-        return TimmWrapperModelOutput(last_hidden_state=self.patches(pixel_values))
+        x = self.patches(pixel_values)
+        for block in self.blocks:
+            x = x + block(torch.nn.functional.normalize(x, dim=1))
+        return TimmWrapperModelOutput(last_hidden_state=torch.nn.functional.avg_pool2d(x, 2))
 
 
 def gemma3n_config(**vision: Any) -> Any:

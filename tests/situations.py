@@ -324,8 +324,6 @@ def words() -> Any:
 
 def method_of(family: str, name: str) -> Any:
     """The method of this name; None for "stock"."""
-    if family in families.UNSEEN and name in ("fsr", "share", "whole"):
-        return families.method_for(family, BEFORE[name].keep)
     return BEFORE.get(name) or INSIDE.get(name)
 
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 import families
 import picture_prompts
 import situations
-from fsr import prune
+from fsr import FSR, prune
 from fsr.adapters import find
 from situations import Situation
 from test_calls_rows import PACKABLE, close, packed
@@ -90,7 +90,7 @@ def check_packed(family: str, keep: int, wrapper: str) -> None:
     policy = "repack" if find(families.model_of(family)).position_policy == "repack" else "auto"
     with (
         situations.wrapped(model, (wrapper,)) as given,
-        prune(given, families.method_for(family, keep), positions=policy),
+        prune(given, FSR(keep=keep, relevance="none"), positions=policy),
     ):
         together = model(**both, use_cache=False).logits
         alone = [model(**p, use_cache=False).logits for p in parts]

@@ -27,8 +27,7 @@ NAMES = [n for n in NAMES if not (OLD and "omni" in n)]
 PACKABLE = [n for n in NAMES if not n.startswith("qwen3.5") and "omni" not in n and not (OLD and n == "paligemma")]
 
 
-def method_of(name):
-    return families.method_for(name, 3)
+FEW = FSR(keep=3, relevance="none")
 
 
 def with_completions(name, rows, completions=COMPLETIONS):
@@ -73,15 +72,15 @@ def fast(name):
 def test_padding_on_both_sides(name):
     model, rows = families.model_of(name), [(1, 0), (1, 0)]
     batch = with_completions(name, rows)
-    for method in [method_of(name)] + [m for m in [fast(name), fast(name) and method_of(name) | fast(name)] if m]:
+    for method in [FEW] + [m for m in [fast(name), fast(name) and FEW | fast(name)] if m]:
         with prune(model, method):
             tail = model(**batch).logits[:, -6:-1]
             for i, (alone, completion) in enumerate(zip(rows_of(name, rows), COMPLETIONS)):
                 n = len(completion)
                 expected = model(**alone).logits[:, -n - 1 : -1]
                 assert close(tail[i : i + 1, :n], expected), (i, method)
-    prepared = prepare(model, method_of(name), batch, call="forward")
-    with prune(model, method_of(name)):
+    prepared = prepare(model, FEW, batch, call="forward")
+    with prune(model, FEW):
         assert torch.equal(model(**prepared.inputs).logits, model(**batch).logits)
 
 
@@ -168,10 +167,10 @@ def test_positions_without_a_mask(name, cached):
         given = [axes, torch.cat([torch.arange(length)[None, None], axes])]
     for places in given:
         for options in ({}, {"positions": "original"}, {"positions": "repack"}):
-            with prune(model, method_of(name), **options):
+            with prune(model, FEW, **options):
                 with_mask = model(**full, position_ids=places, use_cache=cached).logits
                 assert close(model(**bare, position_ids=places, use_cache=cached).logits, with_mask)
-    prepared = prepare(model, method_of(name), {**bare, "position_ids": given[-1]}, call="forward")
+    prepared = prepare(model, FEW, {**bare, "position_ids": given[-1]}, call="forward")
     assert prepared["attention_mask"].shape == prepared["input_ids"].shape
 
 
@@ -216,15 +215,15 @@ def test_packed_prompts(name):
     model = families.model_of(name)
     both, parts = packed(name)
     # Packed 1-D prompts are numbered anew at any budget; alone they are only when told so.
-    with prune(model, method_of(name), positions="auto" if three_dimensional(name) else "repack") as pruned:
+    with prune(model, FEW, positions="auto" if three_dimensional(name) else "repack") as pruned:
         alone = [model(**p, use_cache=False).logits for p in parts]
         together = model(**both, use_cache=False).logits
         n = alone[0].shape[1]
         assert close(together[:, :n], alone[0]) and close(together[:, n:], alone[1])
         assert len(pruned.last.selections) == 2
-        prepared = prepare(model, method_of(name), both, call="forward")
+        prepared = prepare(model, FEW, both, call="forward")
         assert "attention_mask" not in prepared
-    with prune(model, method_of(name), positions="repack"):
+    with prune(model, FEW, positions="repack"):
         together = model(**both, use_cache=False).logits
         alone = [model(**p, use_cache=False).logits for p in parts]
         assert close(together[:, :n], alone[0]) and close(together[:, n:], alone[1])

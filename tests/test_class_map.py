@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-import class_map
+import class_look
+import class_rows
 import class_twins
+from class_workers import NotReached, Stopped, results
 from fsr import FSR, FSRError, UnsupportedModelError, prepare
 from fsr.adapters import find
 from fsr.adapters.arrangement import Arrangement, arrangement_of
@@ -32,22 +35,22 @@ WORKS = {
 }
 REFUSED = {
     "ovis2": "visual_indicator_features",
-    "fuyu": "a pooler_output of type NoneType",
+    "fuyu": "without a pooler_output",
     "inkling_mm_model": "features come one by one",
-    "instructblip": "no adapter for model type",
+    "instructblip": "no generic one fits: its config has no",
 }
 HERE = class_twins.NAMES
 
 
 @pytest.mark.parametrize("model_type", [n for n in WORKS if n in HERE])
 def test_classes_that_work(model_type):
-    row = class_map.look(model_type)
+    row = class_look.look(model_type)
     assert (row.verdict, row.text) == ("works", WORKS[model_type])
 
 
 @pytest.mark.parametrize("model_type", [n for n in REFUSED if n in HERE])
 def test_classes_that_are_refused(model_type):
-    row = class_map.look(model_type)
+    row = class_look.look(model_type)
     assert row.verdict == "refused" and REFUSED[model_type] in row.text
     assert "\n" not in row.text
 
@@ -99,7 +102,7 @@ def test_methods_that_read_a_tower_are_refused_where_tokens_have_no_place():
     adapter = find(model)
     inputs = class_twins.inputs_for(model, adapter.base)
     for _ in range(2):
-        with pytest.raises(UnsupportedModelError, match="flows into several tokens"):
+        with pytest.raises(UnsupportedModelError, match=r"flows into several tokens.*'divprune'"):
             prepare(model, FSR(keep=3, relevance="none"), inputs)
     report = prepare(model, DivPrune(keep=3), inputs).report
     assert [s.kept for s in report.selections] == [3, 3] and report.selections[0].geometry is None
@@ -150,6 +153,41 @@ def test_arrangements_are_found_and_packed(raster, before, line_end, after):
 
 
 def test_the_page_is_about_these_releases():
-    page = class_map.PAGE.read_text(encoding="utf-8")
-    _, _, mine = page.partition(f"## transformers {transformers.__version__}\n")
-    assert mine and "| wrong |" not in mine.partition("## transformers ")[0]
+    """`make classes` compares all of it with a fresh map."""
+    rows = class_rows.read(transformers.__version__)
+    assert set(rows) == set(HERE) and {row.verdict for row in rows.values()} <= class_rows.VERDICTS - {"wrong"}
+    assert all(len(row.text) <= 260 for row in rows.values())
+
+
+def test_tables_that_differ_are_told_by_class(tmp_path, monkeypatch):
+    page = tmp_path / "classes.md"
+    page.write_text("# Every class\n\n## transformers 9.0.0\n\nold\n", encoding="utf-8")
+    monkeypatch.setattr(class_rows, "PAGE", page)
+    rows = [class_rows.Row("b", "works", "generic: keys"), class_rows.Row("a", "refused", "why: a / b.")]
+    class_rows.write("9.1.0", rows)
+    assert page.read_text(encoding="utf-8").startswith("# Every class\n\n## transformers 9.1.0\n\n2 classes; 2 take")
+    assert page.read_text(encoding="utf-8").endswith("\n\n## transformers 9.0.0\n\nold\n")
+    assert class_rows.read("9.1.0") == {row.model_type: row for row in rows}
+    assert class_rows.differences("9.1.0", rows) == []
+    others = [class_rows.Row("b", "refused", "why."), class_rows.Row("c", "works", "generic: keys")]
+    changed, new = class_rows.differences("9.1.0", others)
+    assert changed == "b: the page says works, generic: keys; found: refused, why."
+    assert new == "c: not on the page; found: works, generic: keys"
+
+
+def test_a_class_that_crashes_or_hangs_takes_no_other_along():
+    """Each name is a program here."""
+    names = ["1 + 1", "__import__('os')._exit(7)", "1 / 0", "__import__('time').sleep(60)", "2 + 2"]
+    assert dict(results(names, eval, each=5)) == {
+        "1 + 1": 2,
+        "2 + 2": 4,
+        "1 / 0": Stopped("ZeroDivisionError: division by zero"),
+        names[1]: Stopped("its process ended with status 7"),
+        names[3]: Stopped("no end after 5 seconds"),
+    }
+
+
+def test_what_is_not_reached_in_time_is_named():
+    began = time.time()
+    found = dict(results(["__import__('time').sleep(60)", "1", "2"], eval, end=began + 2, workers=1))
+    assert set(found.values()) == {NotReached()} and len(found) == 3 and time.time() < began + 30

@@ -7,10 +7,12 @@ import re
 import pytest
 from PIL import Image
 
+import fsr
 from fsr.asking.images import bundled_scene
 from fsr.asking.options import keep_value
 from fsr.cli import COMMANDS, main
 from fsr.errors import BudgetError
+from fsr.methods import Downscale, Late
 
 
 def ask(capsys, *words):
@@ -96,6 +98,20 @@ def test_methods_lists_every_method_with_its_needs(capsys):
     assert main(["methods"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in methods)
+    lines = [line for line in table.splitlines() if line.split(" ")[0] in methods]
+    papers = [line.index(methods[line.split(" ")[0]]["paper"]) for line in lines]
+    assert len(lines) == len(methods) and len(set(papers)) == 1  # columns stand below each other
+
+
+def test_methods_names_the_stages_and_how_they_are_written(capsys):
+    """They are no methods: `--method late` is refused, and what is printed here runs."""
+    assert main(["methods"]) == 0
+    tail = capsys.readouterr().out.partition("docs/budgets.md")[2]
+    names = {"FSR": fsr.FSR, "Downscale": Downscale, "Late": Late}
+    stages = [eval(line.strip().partition("  ")[0], names) for line in tail.splitlines()[1:]]
+    assert [stage.name for stage in stages] == ["downscale | fsr", "fsr | late"]
+    assert main(["ask", "what color?", "--method", "late"]) == 2
+    assert "unknown method 'late'" in capsys.readouterr().err
 
 
 def test_every_command_explains_itself(capsys):

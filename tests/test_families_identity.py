@@ -7,7 +7,7 @@ import torch
 from transformers.generation import utils as generation
 
 import families
-from fsr import prune
+from fsr import FSR, prune
 
 MODES = {
     "greedy": dict(do_sample=False),
@@ -24,8 +24,7 @@ MODES = {
 OLD = not hasattr(generation, "_slice_mm_encoder_output")
 
 
-def whole(name):
-    return families.method_for(name, 9999)
+WHOLE = FSR(keep=9999, relevance="none")
 
 
 def run(model, inputs, mode):
@@ -48,7 +47,7 @@ def test_whole_budget_is_identity(name, attention, feature):
             continue  # Transformers fails there without pruning, or answers wrongly: refused, see the settings
         inputs = one_each if several and (OLD or name.startswith("glm")) else batch
         expected = run(model, inputs, mode)
-        with prune(model, whole(name)) as pruned:
+        with prune(model, WHOLE) as pruned:
             got = run(model, inputs, mode)
         assert torch.equal(got[0], expected[0]), mode
         assert torch.equal(got[1], expected[1]), mode
@@ -61,7 +60,7 @@ def test_clips_alone_are_identity(name):
     model, inputs = families.model_of(name), families.prompts(name, [(0, 1), (0, 0)])
     for mode in ("greedy", "static", "no-cache"):  # with beams Transformers itself fails on clips here
         expected = run(model, inputs, mode)
-        with prune(model, whole(name)) as pruned:
+        with prune(model, WHOLE) as pruned:
             got = run(model, inputs, mode)
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]), mode
         assert pruned.last.tokens_before > 0
@@ -74,7 +73,7 @@ def test_forward_is_identity_and_model_is_left_as_it_was(name):
     for rows in (families.mixed(name), [(1, 0)], [(0, 0)]):
         inputs = families.prompts(name, rows)
         expected = model(**inputs).logits
-        with prune(model, whole(name)):
+        with prune(model, WHOLE):
             assert torch.equal(model(**inputs).logits, expected)
         assert torch.equal(model(**inputs).logits, expected)
     assert set(model.__dict__) == before

@@ -9,7 +9,7 @@ from transformers.generation import utils as generation
 
 import families
 import tiny
-from fsr import UsageError, prune
+from fsr import FSR, UsageError, prune
 from fsr.adapters import find
 
 K = 3
@@ -18,12 +18,7 @@ RAGGED = tiny.Salient(keep=0.3)
 GREEDY = dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
 
 
-def method(name):
-    return families.method_for(name, K)
-
-
-def ragged(name):
-    return families.method_for(name, 0.3) if name in families.UNSEEN else RAGGED
+FEW = FSR(keep=K, relevance="none")
 
 
 def axes_of(name, base, inputs):
@@ -102,7 +97,7 @@ def test_forward_equals_dropped_columns(name, feature):
     for rows in [(2, families.mixed(name)[1][1])], *([] if family.mixes else [[(0, 1)]]):
         inputs = families.prompts(name, rows, seed=1)
         # Numbered as the family is at usual budgets; below a twelfth see tests/test_positions.py.
-        with prune(model, method(name), positions=find(model).position_policy) as pruned:
+        with prune(model, FEW, positions=find(model).position_policy) as pruned:
             logits = model(**inputs).logits
         assert pruned.last.tokens_after == K * len(pruned.last.selections) < pruned.last.tokens_before
         expected = by_hand(name, model, inputs, pruned.last.selections)
@@ -111,12 +106,12 @@ def test_forward_equals_dropped_columns(name, feature):
     feature(name, "K < N equals dropped columns")
 
 
-@pytest.mark.parametrize("budget", [method, ragged], ids=["fixed", "ragged"])
+@pytest.mark.parametrize("budget", [FEW, RAGGED], ids=["fixed", "ragged"])
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_row_of_a_batch_equals_row_alone(name, budget, feature):
     model, rows = families.model_of(name), families.mixed(name)
     batch = families.prompts(name, rows)
-    with prune(model, budget(name)) as pruned:
+    with prune(model, budget) as pruned:
         together = model.generate(**batch, **GREEDY)
         all_chosen = pruned.last
         for row in range(len(rows)):
@@ -131,9 +126,9 @@ def test_row_of_a_batch_equals_row_alone(name, budget, feature):
                 mine = [s for s, r in zip(all_chosen.selections, all_chosen.rows) if r == row]
                 assert [s.rows.tolist() for s in mine] == [s.rows.tolist() for s in pruned.last.selections]
     kept = {s.kept for s in all_chosen.selections}
-    assert (len(kept) > 1) == (budget is ragged and len({s.total for s in all_chosen.selections}) > 1)
+    assert (len(kept) > 1) == (budget is RAGGED and len({s.total for s in all_chosen.selections}) > 1)
     feature(name, "batched row = row alone")
-    if budget is ragged:
+    if budget is RAGGED:
         feature(name, "ragged K")
     feature(name, "several pictures, text-only rows")
     if rows[1][1]:
@@ -145,7 +140,7 @@ def test_ragged_rows_in_every_mode(name):
     """Beams repeat features per row and static caches are sized once: both must cope with a K of each row's own."""
     model = families.model_of(name)
     batch = families.prompts(name, families.mixed(name))
-    with prune(model, ragged(name)):
+    with prune(model, RAGGED):
         width = batch["input_ids"].shape[1]
         greedy = model.generate(**batch, max_new_tokens=4, do_sample=False)
         modes = [dict(cache_implementation="static"), dict(use_cache=False)]
@@ -195,7 +190,7 @@ def test_cache_is_short_and_positions_are_as_promised(name, feature):
         lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
     )
     try:
-        with prune(model, method(name)) as pruned:
+        with prune(model, FEW) as pruned:
             out = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     finally:
         spy.remove()

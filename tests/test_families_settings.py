@@ -14,10 +14,11 @@ import families
 import tiny
 from fsr import FSR, ClipTwin, FeatureError, RelevanceError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.adapters import find
+from fsr.adapters.gemma3n import mean_over_cells
 from fsr.adapters.internvl import mosaic
 from fsr.adapters.llava_next import five_tiles
 from fsr.adapters.smolvlm import tile_grids
-from fsr.methods import CDPruner
+from fsr.methods import CDPruner, DivPrune, PruMerge, UniformGrid, VisionZip, VisPruner, VScan
 from fsr.methods.base import Signal
 
 GREEDY = dict(max_new_tokens=3, do_sample=False)
@@ -85,11 +86,7 @@ def test_llava_next_as_in_the_papers(next_processor, feature):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n
-        for n, f in families.FAMILIES.items()
-        if not find(families.model_of(n)).paired_text_tower and n not in families.UNSEEN
-    ],
+    [n for n, f in families.FAMILIES.items() if not find(families.model_of(n)).paired_text_tower],
 )
 def test_no_text_tower_means_no_relevance_and_says_so(name, feature):
     model, inputs = families.model_of(name), families.prompts(name, [(1, 0)])
@@ -114,16 +111,43 @@ def test_no_text_tower_means_no_relevance_and_says_so(name, feature):
 
 
 def test_a_convolutional_tower_has_no_saliency():
-    """Gemma 3n: one line for FSR, and what that line advises works."""
-    model, inputs = families.model_of("gemma3n"), families.prompts("gemma3n", [(1, 0)])
+    """Gemma 3n with a tower that does not attend: one line for FSR, and what that line advises works."""
+    model, inputs = copy.deepcopy(families.model_of("gemma3n")), families.prompts("gemma3n", [(1, 0)])
+    model.model.vision_tower.blocks = torch.nn.ModuleList()
     before = set(model.__dict__)
     with pytest.raises(UnsupportedModelError, match="no saliency to read"):
         prepare(model, FSR(keep=3), inputs)
+    for plain in (DivPrune(keep=3), UniformGrid(keep=3)):
+        assert [s.kept for s in prepare(model, plain, inputs).report.selections] == [3]
     report = prepare(
         model, CDPruner(keep=3), inputs, "red car", relevance="first-layer", processor=tiny.word_tokenizer()
     ).report
     assert [s.kept for s in report.selections] == [3] and report.selections[0].relevance is not None
     assert set(model.__dict__) == before
+
+
+@torch.no_grad()
+def test_early_layers_of_gemma3n_are_refused_and_the_others_read():
+    """VScan reads a shallow layer, which attends to a coarser map; VisPruner the tower's output."""
+    model, inputs = families.model_of("gemma3n"), families.prompts("gemma3n", [(1, 0)])
+    with pytest.raises(UnsupportedModelError, match="no shallow_saliency to read"):
+        prepare(model, VScan(keep=3), inputs)
+    for method in (VisPruner(keep=3), VisionZip(keep=3), PruMerge(keep=3)):
+        assert prepare(model, method, inputs).report.tokens_after == 3
+
+
+def test_scores_of_one_raster_go_to_another_by_area():
+    """Gemma 3n: 24 x 24 cells attend, 16 x 16 tokens are made of them, each of one and a half."""
+    scores = torch.rand(2, 576)
+    fine = torch.nn.functional.interpolate(scores.view(2, 1, 24, 24), size=(48, 48), mode="nearest")
+    expected = torch.nn.functional.avg_pool2d(fine, 3).flatten(1)
+    assert torch.allclose(mean_over_cells(scores, (768, 768), (16, 16)), expected, atol=1e-6)
+    keys = scores[..., None] * torch.arange(5)
+    assert torch.allclose(mean_over_cells(keys, (768, 768), (16, 16))[..., 3], 3 * expected, atol=1e-5)
+    wide = mean_over_cells(torch.arange(8.0)[None], (64, 128), (1, 2))
+    assert wide.tolist() == [[2.5, 4.5]]
+    with pytest.raises(UnsupportedModelError, match="no raster of 64 x 64"):
+        mean_over_cells(torch.rand(1, 7), (64, 64), (2, 2))
 
 
 @torch.no_grad()
@@ -218,8 +242,10 @@ def test_generic_adapter_announces_itself(feature):
 def test_unsupported_models_are_refused_by_name():
     from transformers import LlamaForCausalLM
 
-    with pytest.raises(UnsupportedModelError, match="no adapter for model type 'llama'"):
+    with pytest.raises(UnsupportedModelError, match="no adapter for model type 'llama'") as refused:
         prune(LlamaForCausalLM(families.text()), FSR(keep=3))
+    line = str(refused.value)
+    assert "takes no features from outside" in line and "docs/models.md" in line and len(line) < 260
 
 
 # ---------------------------------------------------------------------------------------------------------------- bad
@@ -239,7 +265,7 @@ def test_input_that_does_not_fit_is_one_clear_error(name, feature):
         for key in ("mm_token_type_ids", "token_type_ids"):
             if key in bad:
                 bad[key] = bad[key][:, : bad["input_ids"].shape[1]]
-        with prune(model, families.method_for(name, 3)) as pruned:
+        with prune(model, FSR(keep=3, relevance="none")) as pruned:
             with pytest.raises(FeatureError, match="processor"):
                 model.generate(**bad, **GREEDY)
             assert pruned.last is None, what

@@ -18,6 +18,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision_schemas  # noqa: F401  (before anything that imports torchvision)
 import transformers as t
 from PIL import Image
@@ -25,6 +26,7 @@ from PIL import Image
 import families
 import tiny
 from family_models_recent import gemma3n_config
+from fsr.adapters import find
 from fsr.cli import main
 
 KEEP = 3
@@ -102,7 +104,7 @@ def processor_of(name: str) -> Any:
         }
         return t.Gemma3nProcessor(
             feature_extractor=t.Gemma3nAudioFeatureExtractor(),
-            image_processor=t.SiglipImageProcessor(size={"height": 128, "width": 128}), tokenizer=tokenizer(named),
+            image_processor=t.SiglipImageProcessor(size={"height": 192, "width": 192}), tokenizer=tokenizer(named),
             image_seq_length=16, chat_template=template("<image_soft_token>"),
         )  # fmt: skip
     if name.startswith("qwen"):
@@ -231,24 +233,37 @@ def command(*words: str) -> str:
     return out.getvalue()
 
 
-def method(name: str, relevance: str) -> tuple[str, ...]:
-    """FSR, or where there is no saliency one that does without."""
-    if name not in families.UNSEEN:
-        return ()
-    return "--method", "divprune" if relevance == "none" else "cdpruner"
+@torch.no_grad()
+def as_timm_attends(model: Any) -> dict[str, Any]:
+    """Saliency of Gemma 3n, against the attention weights that timm's own code computes and the tower's own pooling."""
+    pixels = torch.randn(2, 3, 192, 192, generator=torch.Generator().manual_seed(3))
+    units = find(model).encode({"pixel_values": pixels}, frozenset({"saliency"}))[0].units
+    tower, weights = model.model.vision_tower.timm_model, []
+    attention = [m for m in tower.modules() if type(m).__name__ == "MultiQueryAttention2d" and m.kv_stride == 1][-2]
+    attention.fused_attn = False
+    handle = attention.attn_drop.register_forward_hook(lambda module, args, out: weights.append(out))
+    tower(pixels)
+    handle.remove()
+    received = weights[0].mean((1, 2)).unflatten(1, (6, 6))[:, None]  # 192 / 32
+    fine = torch.nn.functional.interpolate(received, size=(12, 12), mode="nearest")  # 192 / 16
+    expected = torch.nn.functional.avg_pool2d(fine, 3).flatten(1)
+    gap = max(float((u.saliency - e).abs().max() / e.max()) for u, e in zip(units, expected))
+    return {"cells": received[0].numel(), "tokens": units[0].count, "gap": gap}
 
 
 def show(name: str, folder: Path) -> dict[str, Any]:
     """Save a checkpoint, ask it, draw its page."""
     saved = folder / name
-    if name == "gemma3n":  # with a tower of timm: a tiny one, the smallest MobileNet v5 has 300 million parameters
-        config = gemma3n_config(architecture="test_convnext", hidden_size=64)
+    if name == "gemma3n":  # the published tower, its channels divided by sixteen
+        narrow = dict(channel_multiplier=1 / 16, msfa_output_resolution=4)
+        config = gemma3n_config(architecture="mobilenetv5_300m_enc", hidden_size=2048, model_args=narrow)
         model = families.made("Gemma3nForConditionalGeneration", config, "sdpa")
     else:
         model = copy.deepcopy(families.model_of(name))
     if name == "llama4":  # its processor makes bfloat16, which a model of another type refuses without pruning as well
         model = model.bfloat16()
     model.save_pretrained(saved)
+    result: dict[str, Any] = as_timm_attends(model) if name == "gemma3n" else {}
     processor_of(name).save_pretrained(saved)
     picture = folder / "picture.png"
     image = tiny.picture(2).resize((96, 60), Image.Resampling.NEAREST)
@@ -256,14 +271,13 @@ def show(name: str, folder: Path) -> dict[str, Any]:
     common = ("--model", str(saved), "--image", str(picture), "--device", "cpu")
     ask = ("ask", QUESTION, *common, "--json")
     pages: dict[str, str] = {}
-    result: dict[str, Any] = {"pages": pages}
+    result["pages"] = pages
     for relevance in ("none", "embedding"):
-        options = ("--keep", str(KEEP), "--relevance", relevance, *method(name, relevance))
+        options = ("--keep", str(KEEP), "--relevance", relevance)
         result[relevance] = command(*ask, *options)
         pages[relevance] = str(folder / f"{name}-{relevance}.html")
         command("view", QUESTION, *common, *options, "--out", pages[relevance])
-    whole = method(name, "none")
-    result["whole"] = command(*ask, "--keep", "1.0", "--compare", "--relevance", "none", *whole)
+    result["whole"] = command(*ask, "--keep", "1.0", "--compare", "--relevance", "none")
     processor = t.AutoProcessor.from_pretrained(saved)
     result["image_processor"] = type(processor.image_processor).__module__
     turn = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
@@ -273,8 +287,6 @@ def show(name: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import torch
-
     torch.set_num_threads(1)
     where = Path(sys.argv[1])
     for family in sys.argv[2:]:

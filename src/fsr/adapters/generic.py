@@ -34,6 +34,10 @@ TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tow
 # before they are embedded, a loss).
 HARMLESS = frozenset("pooler_output deepstack_features attention_mask image_tokens embedding_loss".split())
 STATES = ("last_hidden_state", "hidden_states", "attentions")
+WITHOUT_SIGNALS = (
+    "Methods that read features alone work: 'divprune', 'uniform-grid'; 'cdpruner' with relevance='first-layer' "
+    "follows the question."
+)
 
 
 class UnknownModel(Adapter):
@@ -49,14 +53,22 @@ class UnknownModel(Adapter):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Structure, not name."""
+        return not cls.lacking(model) and hasattr(cls(model).base, "get_rope_index") == cls.multi_axial
+
+    @classmethod
+    def lacking(cls, model: nn.Module) -> str:
+        """The first thing that every generic adapter needs and the model does not have; empty if there is none."""
         if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
-            return False
+            return "its forward takes no features from outside (`mm_encoder_outputs`)"
         base = cls(model).base
-        pictures = hasattr(base, "get_image_features") and getattr(model.config, "image_token_id", None) is not None
-        if not pictures or hasattr(base, "get_rope_index") != cls.multi_axial:
-            return False
+        if not hasattr(base, "get_image_features"):
+            return "it has no `get_image_features`"
+        if getattr(model.config, "image_token_id", None) is None:
+            return "its config has no `image_token_id`"
         own = getattr(type(model), "_prepare_position_ids_for_generation", None)
-        return cls.multi_axial or own is GenerationMixin._prepare_position_ids_for_generation
+        if not hasattr(base, "get_rope_index") and own is not GenerationMixin._prepare_position_ids_for_generation:
+            return "it numbers positions in a way of its own"
+        return ""
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -94,7 +106,8 @@ class UnknownModel(Adapter):
         pooled = getattr(output, "pooler_output", None)
         kind = type(pooled).__name__
         if not isinstance(pooled, Tensor | list | tuple) or not all(isinstance(e, Tensor) for e in entries(pooled)):
-            raise self.refusal(f"its features come as {type(output).__name__} with a pooler_output of type {kind}")
+            found = "without a pooler_output" if pooled is None else f"with a pooler_output of type {kind}"
+            raise self.refusal(f"its features come as {type(output).__name__} {found}")
         beside = (k for k, v in output.items() if v is not None and not k.endswith(STATES))
         if extra := sorted(k for k in beside if k not in HARMLESS):
             raise self.refusal(f"its features come with {', '.join(extra)}, which would have to be shortened alike")
@@ -113,12 +126,13 @@ class UnknownModel(Adapter):
         output = self.feature_output(modality, output)
         try:
             return self.placed(modality, output, tower, inputs)
-        except UnsupportedModelError:
-            if tower.signals - {"relevance"}:
-                raise
+        except UnsupportedModelError as error:
+            refused = error
         pictures = entries(output.pooler_output)
         if any(p.dim() < 2 for p in pictures) or all(p.shape[:-1].numel() == 1 for p in pictures):
             raise self.refusal("its features come one by one: which of them make a picture is not known")
+        if tower.signals - {"relevance"}:
+            raise UnsupportedModelError(f"{refused} {WITHOUT_SIGNALS}") from refused
         return Units([VisualTokens(features=p.flatten(0, -2)) for p in pictures], None)
 
     def remembered(self, key: Any, find: Callable[[], Any]) -> Any:
@@ -148,8 +162,8 @@ class UnknownModel(Adapter):
         """One line that names the family and what was found."""
         kind = getattr(self.model.config, "model_type", type(self.model).__name__)
         return UnsupportedModelError(
-            f"model type {kind!r} has no adapter and the {self.name} one cannot take it: {why}. Write an adapter "
-            "(`fsr.adapters.base.Adapter`, entry point `fsr.adapters`)."
+            f"no adapter for model type {kind!r}, and the one called {self.name!r} cannot take it: {why}. "
+            "docs/add-a-model.md says how to write one."
         )
 
 

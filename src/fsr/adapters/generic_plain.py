@@ -14,8 +14,9 @@ import torch
 
 from fsr.adapters.base import Encoded, Modality, PatchHead, TowerStates, Units
 from fsr.adapters.containers import split_rows
-from fsr.adapters.generic import TOWERS, UnknownModel
+from fsr.adapters.generic import TOWERS, WITHOUT_SIGNALS, UnknownModel
 from fsr.adapters.vision_call import call_vision
+from fsr.errors import UnsupportedModelError
 from fsr.tokens import Geometry, VisualTokens
 
 __all__ = ["GenericPlainAdapter"]
@@ -42,10 +43,8 @@ class GenericPlainAdapter(UnknownModel):
         patch_head: PatchHead | None = None,
     ) -> Encoded:
         if lacking := sorted(signals - {"relevance"}):
-            raise self.refusal(
-                f"without a tower there is no {' or '.join(lacking)}; 'divprune', 'farthest' and 'uniform-grid' do "
-                "without"
-            )
+            why = f"without a tower there is no {' or '.join(lacking)}"
+            raise UnsupportedModelError(f"{self.refusal(why)} {WITHOUT_SIGNALS}")
         started = perf_counter()
         output = call_vision(lambda: self.features_of(modality, given), given)
         timings = {"vision_tower": 1e3 * (perf_counter() - started), "saliency": 0.0}

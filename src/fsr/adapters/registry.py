@@ -64,8 +64,8 @@ def find(model: nn.Module) -> Adapter:
                 f"(model.{path}), call that, and pool its states with pruned.last.attention_mask."
             )
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    known = ", ".join(sorted(set().union(*(c.model_types for c in adapters.values()))))
+    why = GenericAdapter.lacking(model) or "its positions have several axes and its pictures no `image_grid_thw`"
     raise UnsupportedModelError(
-        f"no adapter for model type {kind!r}, and the generic ones need `get_image_features`, an image token and "
-        f"positions that count on (or `get_rope_index`). Known are {known}."
+        f"no adapter for model type {kind!r}, and no generic one fits: {why}. docs/models.md and docs/classes.md list "
+        "what works; docs/add-a-model.md says how to add a family."
     )

@@ -7,7 +7,13 @@ import json
 from dataclasses import MISSING, fields
 from typing import Any
 
-from fsr.methods import available
+from fsr.methods import Downscale, Late, available
+
+# What is no method, as it does not say which tokens matter: where it works, and how it is written.
+STAGES = {
+    Downscale.where: "Downscale(pixels=400_000) | FSR(keep=128)",
+    Late.where: "FSR(keep=128) | Late({12: 64, 24: 0})",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +42,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"methods": table}))
         return 0
-    width = max(map(len, table))
+    rows = [("method", "where", "needs", "paper")]
     for name, row in table.items():
         where = "inside" if row["where"].startswith("inside") else "before"
-        print(f"{name:<{width}}  {where:<6}  {', '.join(row['needs']) or '-':<24}  {row['paper']}")
+        rows.append((name, where, ", ".join(row["needs"]) or "-", row["paper"]))
+    widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
+    for *cells, paper in rows:
+        print(*(cell.ljust(width) for cell, width in zip(cells, widths)), paper, sep="  ")
+    print("\nbefore, inside: the language model. Stages to chain with a method, in Python (docs/budgets.md):")
+    for where, chained in STAGES.items():
+        print(f"  {chained:<41}  {where}")
     return 0

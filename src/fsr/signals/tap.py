@@ -4,7 +4,8 @@ attention function.
 Whatever a tower does to q and k before (norms, rotary embeddings of any form, windows, packed pictures) its own code
 has done by then: nothing of it is known here. The tower runs unchanged on its fast kernel. The lookup of attention
 functions is listened to only while a tapped layer runs, and only in the context of the call that encodes: threads that
-share a model never see each other's queries.
+share a model never see each other's queries. Convolutional towers have no such function: there the maps of queries and
+keys are noted where they arise (`map_attention`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import LayerStates
+from fsr.signals.map_attention import is_map_attention, map_states
 
 __all__ = ["attention_layers", "eager_if_compiled", "hook_lock", "record_layers"]
 
@@ -42,9 +44,11 @@ OTHERWISE = ("softcap", "s_aux", "position_bias")
 
 @dataclass
 class _Tape:
-    """What one call records. runs: per tapped module, one list of attention calls for each time it ran."""
+    """What one call records. runs: per tapped module, one list of attention calls for each time it ran. maps: its
+    latest maps of queries and keys, where it has any."""
 
     runs: dict[int, list[list[LayerStates]]] = field(default_factory=dict)
+    maps: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     listening: bool = False
 
     def listen(self, on: bool) -> None:
@@ -115,14 +119,27 @@ def record_layers(tower: nn.Module, layers: Sequence[int]) -> Iterator[Callable[
             tape.listen(True)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        if _recording.get() is tape:
-            tape.listen(False)
+        if _recording.get() is not tape:
+            return
+        tape.listen(False)
+        query, key = (tape.maps.pop((id(module), part), None) for part in ("query", "key"))
+        if query is not None and key is not None:
+            tape.runs[id(module)][-1].append(map_states(module, query, key))
+
+    def note(owner: nn.Module, part: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if _recording.get() is tape:
+                tape.maps[id(owner), part] = output.detach()
+
+        return hook
 
     handles = []
     with hook_lock:
         for module in {id(m): m for m in chosen.values()}.values():
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
+            for part in ("query", "key") if is_map_attention(module) else ():
+                handles.append(getattr(module, part).register_forward_hook(note(module, part)))
     token = _recording.set(tape)
     try:
         yield lambda layer: _joined(chosen[layer], layer, tape)

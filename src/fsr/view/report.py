@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -96,9 +97,11 @@ def _asked(run: MethodRun) -> bool:
 
 
 def _source(comparison: Comparison) -> str:
-    """Where the relevance that is shown came from (see `Comparison.read_by`)."""
+    """Where the relevance that is shown came from (see `Comparison.read_by`); of a folder no more than its end."""
     run = comparison.read_by("relevance")
-    return "nowhere: none was read" if run is None else run.relevance
+    if run is None:
+        return "nowhere: none was read"
+    return "/".join(Path(run.relevance).parts[-2:]) if Path(run.relevance).is_absolute() else run.relevance
 
 
 def _head(comparison: Comparison, canvas: Canvas) -> Markup:
@@ -225,14 +228,11 @@ def _clock(comparison: Comparison) -> Markup:
 
 def _foot(comparison: Comparison) -> list[Markup | None]:
     notes = tag("ul", [tag("li", n) for n in comparison.notes], cls="plain") if comparison.notes else None
-    how = [
+    how = (
         "Saliency is attention in one layer of the vision tower; relevance is the similarity to the question, here "
-        f"from {_source(comparison)}, with its sign applied; without relevance α is 0; priority = relevance",
-        tag("sup", "α"),
-        " · saliency",
-        tag("sup", "β"),
-        " on scores from 0 to 1. Focus-Scan-Refine is arXiv 2602.05809.",
-    ]
+        f"from {_source(comparison)}, with its sign applied. Priority is what a method makes of the two; without "
+        "relevance it is saliency alone. Focus-Scan-Refine is arXiv 2602.05809."
+    )
     return [tag("h2", "Notes") if notes else None, notes, tag("p", how)]
 
 
