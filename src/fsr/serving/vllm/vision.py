@@ -22,6 +22,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import StageMissingLayer
 
 from fsr.adapters.base import Adapter, TowerStates
+from fsr.device import synchronise
 from fsr.errors import FeatureError, UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
@@ -35,7 +36,6 @@ from fsr.serving.vllm.settings import EngineSettings, Request
 from fsr.serving.vllm.taps import Watched, mean_over_ranks, refuse_what_skips_hooks, watch
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.relevance import RelevanceScorer, paired_tower
-from fsr.timing import wait
 from fsr.tokens import VisualTokens
 
 __all__ = ["PrunedVision", "Seen", "layer_numbers", "passes", "requests_of", "view"]
@@ -160,10 +160,10 @@ class PrunedVision:
                 features = self.features_of(given)
             main = [f[:, : self.feature_width] for f in features]
             device = features[0].device
-            wait(device)
+            synchronise(device)
             began = time.perf_counter()
             chosen = self._choose(self.seen_as(main, seen, given), seen, requests, known)
-            wait(device)
+            synchronise(device)
             spent = 1e3 * (time.perf_counter() - began)
         out = []
         for whole, request, remembered, new in zip(features, requests, known, chosen):
