@@ -23,9 +23,8 @@ from agent import BY_AGE, same_total
 from fsr import FSR, prepare
 from fsr.asking.load import load, world_of
 from fsr.evaluation.question_set import Item, QuestionSet, build
-from fsr.evaluation.score import plain
-from fsr.evaluation.statistics import mcnemar
 from fsr.pipeline.encode import encode
+from right_answers import answered_right, compared
 
 BATCH, TOKENS = 16, 144
 
@@ -78,12 +77,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seen = encode(model, inputs, *methods.values())
         for name, method in methods.items():
             ready = prepare(model, method, inputs, questions, processor=processor, question_for="newest", encoded=seen)
-            new = model.generate(**ready, max_new_tokens=4, do_sample=False)[:, ready["input_ids"].shape[1] :]
-            said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            right[name] += [plain(a) == plain(talk[-1].question.answer) for a, talk in zip(said, some)]
+            right[name] += answered_right(model, processor, ready, [talk[-1].question.answer for talk in some])
             tokens[name] += ready.report.tokens_after
-    one, aged = np.array(right["one budget"]), np.array(right["by age"])
-    gained, lost = int((aged & ~one).sum()), int((~aged & one).sum())
+    gained, lost, p = compared(np.array(right["by age"]), np.array(right["one budget"]))
     return {
         "model": args.model,
         "turns": args.turns,
@@ -93,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "accuracy": {name: 100 * sum(r) / len(r) for name, r in right.items()},
         "by_age_gains": gained,
         "by_age_loses": lost,
-        "p": mcnemar(gained, lost),
+        "p": p,
     }
 
 

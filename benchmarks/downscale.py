@@ -24,10 +24,9 @@ from fsr import FSR, prepare, prune
 from fsr.asking.chat import chat_batch
 from fsr.asking.load import load
 from fsr.evaluation.question_set import Split, build
-from fsr.evaluation.score import plain
-from fsr.evaluation.statistics import mcnemar
 from fsr.methods import Downscale
 from fsr.pipeline.encode import encode
+from right_answers import answered_right, compared
 
 BATCH, TOKEN = 16, 16 * 16  # pixels of a visual token
 WHOLE, TIMES = 10**6, (2, 4, 8)
@@ -51,9 +50,7 @@ def answers(
             seen = encode(model, inputs, *methods.values())
             for keep, method in methods.items():
                 ready = prepare(model, method, inputs, texts, processor=processor, encoded=seen)
-                new = model.generate(**ready, max_new_tokens=4, do_sample=False)[:, ready["input_ids"].shape[1] :]
-                said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-                right[pixels, keep] += [plain(a) == plain(i.question.answer) for a, i in zip(said, items)]
+                right[pixels, keep] += answered_right(model, processor, ready, [i.question.answer for i in items])
                 tokens[pixels, keep] += ready.report.tokens_after
     return {key: (np.array(r), tokens[key] / len(r)) for key, r in right.items()}
 
@@ -81,11 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         alone = {"downscale": seen[k * TOKEN, 1.0], "fsr": seen[WHOLE, k]}
         both = seen[best[k] * k * TOKEN, k]
         better = max(alone, key=lambda n: alone[n][0].mean())
-        gains = int((both[0] & ~alone[better][0]).sum())
-        losses = int((~both[0] & alone[better][0]).sum())
         for name, (right, mean) in {**alone, "downscale | fsr": both}.items():
             rows.append({"keep": k, "method": name, "accuracy": 100 * float(right.mean()), "tokens": mean})
-        rows[-1] |= {"pixels": best[k] * k * TOKEN, "against": better, "p": mcnemar(gains, losses)}
+        rows[-1] |= {"pixels": best[k] * k * TOKEN, "against": better, "p": compared(both[0], alone[better][0])[2]}
     return {
         "model": "mini-qwen3",
         "questions": {"validation": args.validation, "test": args.test},

@@ -28,7 +28,6 @@ from fsr.asking.load import load, world_of
 from fsr.evaluation.question_set import build
 from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import plain
-from fsr.evaluation.statistics import mcnemar
 from fsr.evaluation.trials import Trial
 from fsr.kernels import cosines_of, directions
 from fsr.methods import FSR
@@ -37,6 +36,7 @@ from fsr.stages.focus import Focus, volume_focus
 from fsr.stages.normalise import normalise
 from fsr.stages.scan import Scan, scan
 from fsr.tokens import VisualTokens
+from right_answers import compared
 
 TEXT_BEFORE = 1  # text tokens in front of the picture; the anchors of both models hardly move with it
 
@@ -129,8 +129,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             base = right if base is None else base
             row: dict[str, Any] = {"keep": keep, "variant": name}
             for group, here in groups.items():
-                gains, losses = int((right & ~base & here).sum()), int((base & ~right & here).sum())
-                row[group] = {"accuracy": 100 * float(right[here].mean()), "p": mcnemar(gains, losses)}
+                row[group] = {"accuracy": 100 * float(right[here].mean()), "p": compared(right & here, base & here)[2]}
             rows.append(row)
             print(keep, name, {g: f"{row[g]['accuracy']:.1f} (p {row[g]['p']:.2g})" for g in groups}, flush=True)
     return {"model": args.model, "split": "validation", "questions": len(questions), "rows": rows}

@@ -27,10 +27,9 @@ from fsr.asking.answer import chat_batch
 from fsr.asking.load import load
 from fsr.evaluation.in_llm import before, generate_in_llm
 from fsr.evaluation.question_set import build
-from fsr.evaluation.score import plain
-from fsr.evaluation.statistics import mcnemar
 from fsr.methods import Dart, FastV, Late, PyramidDrop, SparseVLM
 from fsr.pipeline.encode import encode
+from right_answers import compared, said_right
 
 BATCH, LAYER = 32, 2
 
@@ -48,11 +47,6 @@ def schedules(average: int) -> dict[str, Any]:
         "fsr | dart": first | Dart(layer=LAYER, keep=last),
         "fsr | pyramiddrop": first | PyramidDrop(at=(LAYER,), keep=last),
     }
-
-
-def gains_and_losses(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
-    """Questions that only the first, and only the second, answers right."""
-    return int((first & ~second).sum()), int((~first & second).sum())
 
 
 @torch.inference_mode()
@@ -74,8 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 new = generate(**ready)[:, ready["input_ids"].shape[1] :]
             else:
                 new, _ = generate_in_llm(model, method, inputs, questions, "auto", seen, generate)
-            said = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            right[key] += [plain(a) == plain(i.question.answer) for a, i in zip(said, items)]
+            right[key] += said_right(processor, new, [i.question.answer for i in items])
     rows = []
     for k in (16, 8):
         peers = {n: np.array(r) for (at, n), r in right.items() if at == k}
@@ -87,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     "schedule": name,
                     "accuracy": 100 * float(answers.mean()),
                     "against_best_peer": best,
-                    "p": None if name == best else mcnemar(*gains_and_losses(answers, peers[best])),
+                    "p": None if name == best else compared(answers, peers[best])[2],
                 }
             )
     return {"model": "mini", "split": args.split, "questions": len(found), "rows": rows}

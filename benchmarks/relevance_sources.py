@@ -21,9 +21,9 @@ from fsr.evaluation.question_set import build
 from fsr.evaluation.record import Outcome
 from fsr.evaluation.runner import Runner
 from fsr.evaluation.score import plain
-from fsr.evaluation.statistics import mcnemar
 from fsr.evaluation.trials import Trial
 from fsr.methods import FSR
+from right_answers import compared
 
 
 def main() -> None:
@@ -53,10 +53,10 @@ def main() -> None:
             method = FSR(keep=keep, relevance="none") if source == "none" else FSR(keep=keep)
             got = right(runner.run([Trial(source, method)])[0])
             base = without.setdefault(keep, got)
-            gains, losses = int((got & ~base).sum()), int((base & ~got).sum())
+            gains, losses, p = compared(got, base)
             row = {"source": source, "keep": keep, "accuracy": round(100 * float(got.mean()), 2)}
             row |= {"read_from": runner.source}
-            row |= {"gains": gains, "losses": losses, "p": mcnemar(gains, losses)}
+            row |= {"gains": gains, "losses": losses, "p": p}
             rows.append(row)
             print(row, flush=True)
     if args.json:

@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionModel
 from transformers.initialization import no_init_weights
 
+from fsr.device import synchronise
 from fsr.profiling.configs import named
 from fsr.profiling.random_weights import fill
 from fsr.signals.attention import cls_attention
 from fsr.signals.tap import record_layers
-from fsr.timing import wait
 
 BAR = 0.03
 
@@ -65,7 +65,7 @@ def main() -> int:
     pixels = torch.randn(1, 3, 336, 336, device=device, dtype=dtype)
 
     def clock() -> float:
-        wait(device)
+        synchronise(device)
         return process_time() if device.type == "cpu" else perf_counter()
 
     def alone() -> float:

@@ -33,12 +33,12 @@ from transformers.utils import logging
 
 from fsr import FSR, ClipTwin, __version__, prune
 from fsr.asking.load import pick_device
+from fsr.device import synchronise
 from fsr.profiling.configs import CONFIGS, named
 from fsr.profiling.inputs import synthetic
 from fsr.profiling.memory import PeakMemory, cache_bytes
 from fsr.profiling.random_weights import random_model, random_twin, shorten
 from fsr.profiling.visual import visual
-from fsr.timing import wait
 
 # Budgets of the paper's tables: tokens, or shares kept where it cuts 50, 60, 80 and 90 %.
 BUDGETS: dict[str, list[int | float]] = {
@@ -76,11 +76,11 @@ def run(model: Any, inputs: dict[str, Any], device: torch.device, rounds: int) -
     """Median prefill in ms over `rounds` after one warm-up, peak memory and bytes of the KV cache."""
     times: list[float] = []
     for _ in range(rounds + 1):
-        wait(device)
+        synchronise(device)
         with PeakMemory(device) as memory:
             started = perf_counter()
             out = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
-            wait(device)
+            synchronise(device)
             times.append(1e3 * (perf_counter() - started))
     peak = memory.peak
     return {

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tiny
+from family_models_recent import MapAttention
 from fsr import UnsupportedModelError
 from fsr.adapters import find
 from fsr.signals.attention import cls_attention, received_attention
@@ -237,6 +238,30 @@ def test_threads_do_not_mix(pixels):
         assert all(torch.equal(r, expected[i % 3]) for i, r in enumerate(pool.map(one, range(48))))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in attention_layers(tower))
     assert "get_interface" not in ALL_ATTENTION_FUNCTIONS.__dict__
+
+
+@torch.no_grad()
+def test_attention_over_maps():
+    """Convolutional towers: attention received by every cell, and no guess where keys are of a coarser map."""
+    tower = tiny.sharpen(torch.nn.Sequential(MapAttention(16), MapAttention(16)), 2)
+    x = torch.randn(2, 16, 3, 5, generator=torch.Generator().manual_seed(0))
+    with record_layers(tower, [1]) as states:
+        tower(x)
+    layer, second = states(1), tower[1]
+    assert layer.q.shape == (2, 4, 15, 8) and layer.k.shape == (2, 1, 15, 8)
+    expected = torch.zeros(2, 15)
+    middle = tower[0](x)
+    for head in range(4):
+        q, k = second.query(middle)[:, 8 * head : 8 * head + 8].flatten(2), second.key(middle).flatten(2)
+        expected += torch.einsum("bdt,bds->bts", q, k).mul(second.scale).softmax(-1).mean(1) / 4
+    assert torch.allclose(received_attention(layer.q, layer.k, layer.scale), expected, atol=1e-6)
+    for part in (second.key, second.value):
+        part.add_module("pool", torch.nn.AvgPool2d(2))
+    before = [len(m._forward_hooks) for m in tower.modules()]
+    with pytest.raises(UnsupportedModelError, match=r"from a map of \(3, 5\) to one of \(1, 2\)"):
+        with record_layers(tower, [1]):
+            tower(x)
+    assert [len(m._forward_hooks) for m in tower.modules()] == before
 
 
 def test_missing_states_are_an_error(pixels):

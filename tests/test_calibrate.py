@@ -21,7 +21,7 @@ from fsr.evaluation.fingerprint import relevance_key
 from fsr.evaluation.known_places import KnownPlace, folder_places, folder_rows, scene_places
 from fsr.evaluation.question_set import build
 from fsr.methods import HAWK, Relevance
-from fsr.pipeline.scorer import measured
+from fsr.pipeline.relevance_source import measured
 from fsr.signals.calibration import RelevanceCalibration, fit_heads, load_calibration, pointing
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.first_layer import weighted_heads

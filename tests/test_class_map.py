@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import class_look
 import class_rows
 import class_twins
+import families
+import models_glance
 from class_workers import NotReached, Stopped, results
 from fsr import FSR, FSRError, UnsupportedModelError, prepare
 from fsr.adapters import find
@@ -157,6 +159,13 @@ def test_the_page_is_about_these_releases():
     rows = class_rows.read(transformers.__version__)
     assert set(rows) == set(HERE) and {row.verdict for row in rows.values()} <= class_rows.VERDICTS - {"wrong"}
     assert all(len(row.text) <= 260 for row in rows.values())
+
+
+def test_what_families_can_do_is_on_the_page_of_models():
+    """Its first table, which benchmarks/models_matrix.py writes."""
+    page = (class_rows.PAGE.parent / "models.md").read_text(encoding="utf-8")
+    assert set(models_glance.LABELS) == set(families.FAMILIES)
+    assert models_glance.glance(list(families.FAMILIES)) in page, "run benchmarks/models_matrix.py"
 
 
 def test_tables_that_differ_are_told_by_class(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_ask_and_view_a_saved_checkpoint(name, told, feature):
         assert sorted(map(int, view["order"])) == out["kept_rows"]
         assert {int(row) for row in re.findall(r'<rect [^>]*data-token="(\d+)"', page)} == set(out["kept_rows"])
         assert (data["cases"][0]["relevance"] is None) == (relevance == "none")
-        assert ("saliency alone" in page) == (relevance == "none")
+        assert ("saliency alone: what fsr ranks by" in page) == (relevance == "none")
         assert ("what the question points at" in page) == (relevance == "embedding")
     if name == "gemma3n":
         assert found["cells"] == 36 and found["tokens"] == 16 and found["gap"] < 1e-6

@@ -11,7 +11,7 @@ import families
 import tiny
 from fsr import FSR, RelevanceError, prepare
 from fsr.adapters import find
-from fsr.pipeline import scorer
+from fsr.pipeline import relevance_source
 from fsr.signals import relevance
 from fsr.signals.siglip_twin import SiglipTwin
 
@@ -52,7 +52,7 @@ def onevision(siglip):
 def known(monkeypatch, onevision, folder):
     """The fingerprint table with one more line."""
     monkeypatch.setitem(relevance.TWINS, relevance.fingerprint(onevision.model.vision_tower), (str(folder), 1))
-    scorer._found.clear()
+    relevance_source._found.clear()
 
 
 def test_fingerprints_of_published_towers():
@@ -129,7 +129,7 @@ def test_fine_tuned_tower_warns_and_wrong_tower_is_an_error(known, onevision):
 
 def test_a_checkpoint_that_is_not_there_is_an_error(monkeypatch, onevision, tmp_path):
     monkeypatch.setitem(relevance.TWINS, relevance.fingerprint(onevision.model.vision_tower), (str(tmp_path), 1))
-    scorer._found.clear()
+    relevance_source._found.clear()
     with pytest.raises(RelevanceError, match="could not be loaded"):
         prepare(onevision, FSR(keep=5), families.prompts("llava-onevision", [(1, 0)]), QUESTION)
 

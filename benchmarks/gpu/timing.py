@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fsr.timing import wait
+from fsr.device import synchronise
 
 Run = Callable[[], Any]
 
@@ -30,7 +30,7 @@ def clock(runs: Sequence[Run], device: torch.device, repeats: int) -> list[float
 
 
 def _once(run: Run, device: torch.device) -> float:
-    wait(device)
+    synchronise(device)
     if device.type != "cuda":
         began = time.perf_counter()
         run()

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from fsr.adapters.containers import rebuild
 from fsr.adapters.vision_call import call_vision
+from fsr.device import synchronise
 from fsr.errors import UnsupportedModelError
 from fsr.signals.attention import LayerStates, cls_attention, received_attention
 from fsr.signals.tap import attention_layers, eager_if_compiled, record_layers
-from fsr.timing import wait
 from fsr.tokens import Selection, VisualTokens
 
 __all__ = ["Adapter", "Encoded", "Modality", "TowerStates", "Units"]
@@ -276,12 +276,12 @@ class Adapter(ABC):
         started = perf_counter()
         with eager_if_compiled(tower), record_layers(tower, sorted(set(taps.values()))) as states:
             output = call_vision(lambda: self.features_of(modality, given), given)
-        wait(self.device)
+        synchronise(self.device)
         encoded = perf_counter()
         read = {name: self.signal_of(name, states(layer)) for name, layer in taps.items()}
         seen = TowerStates(read.pop("saliency", None), read, signals, patch_layer, patch_head)
         units = self.units(modality, output, seen, inputs)
-        wait(self.device)
+        synchronise(self.device)
         timings = {"vision_tower": 1e3 * (encoded - started), "saliency": 1e3 * (perf_counter() - encoded)}
         return Encoded(modality, units.tokens, units.patches, output, timings)
 

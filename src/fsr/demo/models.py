@@ -12,7 +12,7 @@ from fsr.asking.load import load
 from fsr.errors import RelevanceError, UsageError
 from fsr.methods import FSR, available
 from fsr.methods.base import Method
-from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.relevance_source import resolve_scorer
 
 __all__ = ["OfferedModel", "OfferedModels", "method_names"]
 

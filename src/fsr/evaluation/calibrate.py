@@ -15,7 +15,7 @@ from fsr.errors import RelevanceError, UsageError
 from fsr.evaluation.known_places import KnownPlace
 from fsr.methods import Relevance
 from fsr.pipeline.encode import encode
-from fsr.pipeline.scorer import find_twin
+from fsr.pipeline.relevance_source import find_twin
 from fsr.signals.calibration import FEWEST, HeadFit, RelevanceCalibration, fit_heads, pointing
 from fsr.signals.embedding import EmbeddingRelevance, Words, over_words, word_cosines
 from fsr.signals.first_layer import FirstLayerRelevance

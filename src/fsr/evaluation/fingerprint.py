@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fsr.adapters import find
-from fsr.pipeline.scorer import measured
+from fsr.pipeline.relevance_source import measured
 
 __all__ = ["model_hash", "relevance_key"]
 

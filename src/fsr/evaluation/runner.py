@@ -26,8 +26,8 @@ from fsr.evaluation.trials import Trial
 from fsr.methods import Method
 from fsr.pipeline.encode import encode
 from fsr.pipeline.prepare import prepare
+from fsr.pipeline.relevance_source import find_twin, resolve_scorer
 from fsr.pipeline.score import bound
-from fsr.pipeline.scorer import find_twin, resolve_scorer
 from fsr.signals.relevance import source_of
 
 __all__ = ["Runner"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsr.device import to_cpu
 from fsr.errors import FeatureError
-from fsr.timing import fetch
 from fsr.tokens import VisualTokens
 
 __all__ = ["Group", "groups_of"]
@@ -59,7 +59,7 @@ def groups_of(
             label = tokens.geometry.tile if per == "tile" else tokens.geometry.frame
             ask.append(label)
         labelled.append(label is not None)
-    told = iter(fetch(ask))
+    told = iter(to_cpu(ask))
     values = [bool(next(told)) for _ in flags]
     groups = []
     for tokens, has_label in zip(images, labelled):

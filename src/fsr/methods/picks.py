@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.timing import fetch
+from fsr.device import to_cpu
 from fsr.tokens import Geometry, Stage, VisualTokens
 
 __all__ = ["Picks", "keep_all", "row", "signature", "stack", "with_numbers"]
@@ -98,6 +98,6 @@ def with_numbers(picked: Sequence[Picks]) -> list[Picks]:
     """The same with what people read, `NUMBERS`, on the CPU: one transfer for all."""
     there = [(i, name) for i, p in enumerate(picked) for name in NUMBERS if getattr(p, name) is not None]
     told: list[dict[str, Any]] = [{} for _ in picked]
-    for (i, name), value in zip(there, fetch([getattr(picked[i], name) for i, name in there])):
+    for (i, name), value in zip(there, to_cpu([getattr(picked[i], name) for i, name in there])):
         told[i][name] = value
     return [replace(p, **values) for p, values in zip(picked, told)]

@@ -22,7 +22,7 @@ from fsr.adapters.containers import alike, rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.fingerprint import Fingerprints
-from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
 __all__ = ["EncodedPrompt", "encode", "joined", "run_tower"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fsr.adapters import find
 from fsr.adapters.base import Adapter, Encoded
+from fsr.device import synchronise
 from fsr.errors import UsageError
 from fsr.kernels import backend_name
 from fsr.methods.base import Method
@@ -26,10 +27,10 @@ from fsr.pipeline.center_crop import center_crop, placed
 from fsr.pipeline.encode import EncodedPrompt, run_tower
 from fsr.pipeline.inputs import check_pictures, ids_and_mask, picture_shapes, refuse_encoded
 from fsr.pipeline.positions import packed_prompts, place, policy_of, shorten_lengths
+from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
-from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for, select
 from fsr.pipeline.shorten import (
     FILL,
@@ -44,7 +45,6 @@ from fsr.pipeline.shorten import (
 from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
-from fsr.timing import wait
 from fsr.tokens import Selection
 
 __all__ = ["Positions", "Prepared", "Report", "prepare"]
@@ -174,13 +174,13 @@ class Work:
         if questions is not None and scorer is not None:
             before = perf_counter()
             encoded = [with_relevance(self.adapter, scorer, e, r, questions) for e, r in zip(encoded, runs)]
-            wait(self.adapter.device)
+            synchronise(self.adapter.device)
             text_ms += 1e3 * (perf_counter() - before)
 
         before = perf_counter()
         units = [unit for e in encoded for unit in e.units]
         flat = select(self.method, units, [r for rs in runs for r in rs], self.question_for, self.ordered, keeps)
-        wait(self.adapter.device)
+        synchronise(self.adapter.device)
         select_ms = 1e3 * (perf_counter() - before)
         if any(u.features.requires_grad and not s.features.requires_grad for u, s in zip(units, flat)):
             notes.append(f"{self.method.name} cuts the gradient between the language model and the vision side")

@@ -28,8 +28,8 @@ from fsr.methods.parts import KeepAll, split, without_downscale
 from fsr.pipeline.calls import PrunedCalls
 from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.prepare import Positions, Work
+from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.pipeline.resolution import Resolution
-from fsr.pipeline.scorer import resolve_scorer
 from fsr.pipeline.select import QuestionFor, check_question_for
 from fsr.signals.relevance import RelevanceScorer, reads_features
 

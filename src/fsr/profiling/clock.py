@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+from fsr.device import synchronise
 from fsr.pipeline.kv_cache import cache_of
 from fsr.profiling.memory import cache_bytes, growing_bytes
-from fsr.timing import wait
 
 __all__ = ["Clock", "clock_on"]
 
@@ -30,11 +30,11 @@ class Clock:
         self._start = self._entered = 0.0
 
     def before(self, model: Any, args: Any) -> None:
-        wait(model.device)
+        synchronise(model.device)
         self._start = perf_counter()
 
     def after(self, model: Any, args: Any, output: Any) -> None:
-        wait(model.device)
+        synchronise(model.device)
         self.passes.append((self._start, perf_counter()))
         if len(self.passes) == 1:
             cache = cache_of(output)
@@ -43,11 +43,11 @@ class Clock:
             self.lengths = _lengths(cache, self.growing)
 
     def enter(self, decoder: Any, args: Any) -> None:
-        wait(next(decoder.parameters()).device)
+        synchronise(next(decoder.parameters()).device)
         self._entered = perf_counter()
 
     def leave(self, decoder: Any, args: Any, output: Any) -> None:
-        wait(next(decoder.parameters()).device)
+        synchronise(next(decoder.parameters()).device)
         if not self.passes:
             self.layers_ms = 1e3 * (perf_counter() - self._entered)
 

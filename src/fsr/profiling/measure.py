@@ -16,14 +16,14 @@ import torch
 
 from fsr.adapters import find
 from fsr.adapters.base import PIXELS
+from fsr.device import synchronise
 from fsr.errors import FSRError, RelevanceError, UsageError
 from fsr.methods.parts import split
 from fsr.pipeline.pruner import prune
-from fsr.pipeline.scorer import resolve_scorer
+from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.profiling.clock import clock_on
 from fsr.profiling.memory import Peak, PeakMemory
 from fsr.profiling.workload import Workload
-from fsr.timing import wait
 
 __all__ = ["LONGEST_ANSWER", "STAGES", "Plan", "Result", "Spread", "measure"]
 
@@ -205,7 +205,7 @@ def _run(workload: Workload, variant: _Variant, plan: Plan, number: int) -> tupl
     model = workload.model
     made = perf_counter()
     inputs, question = workload.inputs(variant.batch, number)
-    wait(model.device)
+    synchronise(model.device)
     ready = perf_counter()
     began = made if workload.preprocessed else ready
     stages = dict.fromkeys(STAGES, 0.0) | {"preprocess": 1e3 * (ready - began)}

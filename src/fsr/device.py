@@ -1,4 +1,4 @@
-"""Synchronising with the device: for times by stage, and for many values in one transfer."""
+"""Meeting the device, which runs behind Python: before a clock is read, and for many values in one transfer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["fetch", "wait"]
+__all__ = ["synchronise", "to_cpu"]
 
 
-def wait(device: torch.device) -> None:
-    """CUDA runs behind Python: a clock read without waiting times nothing. Costs one synchronisation per stage."""
+def synchronise(device: torch.device) -> None:
+    """Wait until CUDA has done all it was given: a clock read before that times nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def fetch(values: Sequence[Tensor]) -> list[Tensor]:
+def to_cpu(values: Sequence[Tensor]) -> list[Tensor]:
     """The same tensors on the CPU, with one transfer per device however many there are.
 
     They travel as one float64 vector (float32 where the device has no float64): flags, row numbers and float32 scores
