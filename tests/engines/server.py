@@ -76,14 +76,14 @@ class Server:
             except subprocess.TimeoutExpired:
                 continue
 
-    def post(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and JSON of one chat request."""
+    def post(self, body: dict[str, Any], streamed: bool = False) -> tuple[int, Any]:
+        """Status and JSON of one chat request; the bare text of one that streams."""
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=SILENCE) as answer:
-                return answer.status, json.load(answer)
+                return answer.status, answer.read().decode() if streamed else json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import torch
 
 from fsr.methods import get
-from fsr.serving.vllm.failures import picked
+from fsr.serving.vllm import failures
+from fsr.serving.vllm.failures import FailedPictures, picked
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.settings import Request
 from fsr.tokens import Geometry, VisualTokens
@@ -47,21 +47,51 @@ def test_merged_tokens_are_kept_as_they_were():
     assert torch.equal(kept.features, first.features) and kept.features.dtype == torch.bfloat16
 
 
-def test_a_picture_that_cannot_be_chosen_from_costs_itself_only(caplog):
+def test_a_picture_that_cannot_be_chosen_from_costs_itself_only():
     """NaN in the saliency of one of three pictures, newlines in another: the others are chosen as alone."""
     torch.manual_seed(0)
     method, failed = get("fsr", keep=4, relevance="none"), []
-    tally = SimpleNamespace(failed=lambda: failed.append(1))
     structural = torch.arange(12) % 4 == 3
     pictures = [tokens(), tokens(structural=structural), tokens()]
-    good = picked(method, [(p, 4, 4) for p in pictures], tally)
-    assert not failed
+    asked = [(p, 4, 4) for p in pictures]
+    good = picked(method, asked, lambda *told: failed.append(told))
+    assert not failed and not any(chosen.failed for chosen in good)
     pictures[1].saliency[0] = torch.nan
-    with caplog.at_level(logging.ERROR, "vllm.fsr"):
-        made = picked(method, [(p, 4, 4) for p in pictures], tally)
-    assert failed == [1] and "saliency holds NaN" in caplog.text
+    pictures[1].features[2] = torch.tensor([1.0, torch.nan, torch.inf, 2.0])
+    made = picked(method, asked, lambda *told: failed.append(told))
+    assert [number for number, _ in failed] == [1] and "NaN" in str(failed[0][1])
     assert all(torch.equal(made[i].rows, good[i].rows) for i in (0, 2))
-    assert made[1].rows.tolist() == [0, 2, 5, 8] and torch.equal(made[1].features, pictures[1].features[made[1].rows])
+    assert [chosen.failed for chosen in made] == [False, True, False]
+    # Nothing that is not finite goes on to kernels that others share.
+    assert made[1].rows.tolist() == [0, 2, 5, 8] and made[1].features[1].tolist() == [1, 0, 0, 2]
+    # It is tried again next time.
+    memory = ChoiceMemory()
+    memory.put(Request(4, None, "aa"), made[1], pictures[1].features)
+    assert len(memory) == 0
+    # One alone is no other case.
+    assert picked(method, asked[1:2], lambda *told: failed.append(told))[0].failed and failed[1][0] == 0
+
+
+def test_names_of_failed_pictures_reach_the_other_process(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(failures, "LIMIT", 3)
+    monkeypatch.setattr(failures.tempfile, "gettempdir", lambda: str(tmp_path))
+    told, heard, other = FailedPictures("7"), FailedPictures("7"), FailedPictures("8")
+    assert not heard.names() and not list(tmp_path.iterdir())
+    told.add("a" * 64)
+    told.add("b" * 64)
+    assert list(heard.names()) == ["a" * 64, "b" * 64] and not other.names()
+    assert told.path.stat().st_mode & 0o777 == 0o600
+    told.add("c" * 64)
+    told.add("d" * 64)
+    assert [name[0] for name in heard.names()] == ["b", "c", "d"] == [name[0] for name in heard.names()]
+    heard.close()
+    heard.close()
+    assert not list(tmp_path.iterdir())
+    # Somebody else's link is not followed; the engine goes on.
+    told.path.symlink_to(tmp_path / "elsewhere")
+    with caplog.at_level(logging.ERROR, "vllm.fsr"):
+        told.add("e" * 64)
+    assert not (tmp_path / "elsewhere").exists() and "the scheduler cannot be told" in caplog.text
 
 
 def tokens(**more):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import urllib.request
 from importlib.resources import files
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines")
 
+import black_fails
 from patience import SILENCE
 from PIL import Image
 from server import Server, chat
@@ -30,10 +32,11 @@ KEEPS = [None, 4, 32, 0]
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     (folder / "metrics").mkdir()
-    given = overrides(FSR(keep=16), "LlavaForConditionalGeneration")
+    given = {**overrides(FSR(keep=16), "LlavaForConditionalGeneration"), "architectures": ["BlackFails"]}
     options = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8", "--trust-request-mm-kwargs"]
     options += ["--middleware", "fsr.serving.vllm.gateway.Gateway"]
-    shared = {"PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")}
+    path = os.pathsep.join([black_fails.install(folder / "plugin"), os.environ.get("PYTHONPATH", "")])
+    shared = {"PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"), "PYTHONPATH": path, "TMPDIR": str(folder)}
     with Server(str(DATA / "mini"), folder / "log.txt", *options, overrides=given, settings=shared) as running:
         yield running
 
@@ -41,6 +44,17 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures():
     return [Image.open(p).convert("RGB") for p in sorted((DATA / "scenes").glob("*.png"))]
+
+
+def black(number):
+    """Nearly: pictures of one colour each, no two the same."""
+    return Image.new("RGB", (64, 64), (number, 0, 0))
+
+
+def counted(server):
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=SILENCE) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("fsr:")}
 
 
 def test_clients_of_all_kinds_at_once(server, pictures):
@@ -53,6 +67,9 @@ def test_clients_of_all_kinds_at_once(server, pictures):
             question, p, keep = jobs[number]
             if number % 3 == 0:
                 results[f"bad {number}"] = server.post(chat(question, pictures[p], fsr_keep=-number - 1))
+            if number % 4 == 1:
+                # What only the engine can find, in one step with the others.
+                results[f"black {number}"] = server.post(chat(question, black(number), pictures[p]))
             arguments = {} if keep is None else {"fsr_keep": keep}
             results[number] = server.post(chat(question, pictures[p], **arguments))
 
@@ -76,6 +93,26 @@ def test_clients_of_all_kinds_at_once(server, pictures):
     for number in range(0, len(jobs), 3):
         status, body = results[f"bad {number}"]
         assert status == 400 and "fsr_keep" in body["error"]["message"]
+    for number in range(1, len(jobs), 4):
+        status, body = results[f"black {number}"]
+        assert status == 500 and body["error"]["type"] == "InternalServerError"
+
+
+def test_a_picture_that_only_the_engine_can_refuse(server, pictures):
+    """The same again (its tokens lie in caches now), one token only, as a stream, whole."""
+    failed = counted(server)["fsr:choices_failed_total"]
+    for longest in (4, 1, 4):
+        assert server.post(chat(QUESTIONS[0], black(99), longest=longest))[0] == 500
+    assert counted(server)["fsr:choices_failed_total"] == failed + 1
+    streamed = server.post({**chat(QUESTIONS[1], black(99)), "stream": True}, streamed=True)
+    assert (
+        streamed[0] == 200
+        and "InternalServerError" in streamed[1]
+        and '"content":"' not in streamed[1].replace('"content":""', "")
+    )
+    assert server.post(chat(QUESTIONS[0], pictures[0]))[0] == 200
+    log = server.log.read_text(encoding="utf-8")
+    assert "could not be pruned: " in log and "ends with an error: picture " in log
 
 
 def test_bad_requests_get_the_server_s_own_error(server, pictures):
@@ -116,9 +153,7 @@ def test_the_client_of_the_docs(server, pictures, tmp_path, monkeypatch):
 
 def test_metrics_of_the_engine_on_the_server_s_page(server, pictures):
     assert server.post(chat(QUESTIONS[0], pictures[3], fsr_keep=5))[0] == 200
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=SILENCE) as answer:
-        lines = answer.read().decode().splitlines()
-    found = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("fsr:")}
+    found = counted(server)
     assert found["fsr:visual_tokens_kept_total"] >= 5
     assert found["fsr:visual_tokens_dropped_total"] >= 139
     assert found['fsr:selection_milliseconds_count{backend="cpu"}'] >= 1

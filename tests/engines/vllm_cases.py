@@ -194,6 +194,7 @@ def mini_fsr(folder: Path) -> Bench:
     bench.refused("no question", Case("", pictures[:1], 9))
     bench.check("after bad requests", [Case(QUESTIONS[1], pictures[1:2], 12)])
     _outside(bench, pictures)
+    _broken(bench, pictures)
     return bench
 
 
@@ -221,6 +222,24 @@ def _outside(bench: Bench, pictures: list[Image.Image]) -> None:
             "prompt": [len(result.prompt_token_ids), length],
             "cached": 0,
         }
+
+
+def _broken(bench: Bench, pictures: list[Image.Image]) -> None:
+    """A picture whose features are NaN, in one step with others; then the same again."""
+    (model,) = bench.llm.apply_model(lambda model: model)
+    features_of = model.features_of
+    black = Image.new("RGB", (64, 64))
+
+    def encoded(given: Any) -> Any:
+        flat = [bool((p == p[..., :1, :1]).all()) for p in given["pixel_values"]]
+        return [f + float("nan") if bad else f for f, bad in zip(features_of(given), flat)]
+
+    model.features_of = encoded
+    asked = [Case(QUESTIONS[1], [p], 10) for p in (pictures[2], black, pictures[3])]
+    outs = [*bench.ask(asked), *bench.ask(asked[1:2])]
+    bench.cases["reasons/refused"] = {"error": [out.outputs[0].finish_reason for out in outs]}
+    bench.cases["what came/refused"] = {"error": [len(out.outputs[0].token_ids) for out in outs]}
+    bench.check("beside a broken picture", [asked[0], asked[2]])
 
 
 def mini_visionzip(folder: Path) -> Bench:
@@ -359,27 +378,33 @@ def qwen3_5(folder: Path) -> Bench:
     from vllm import ModelRegistry
 
     ModelRegistry.register_model("AttentionOnly", "attention_only:AttentionOnly")
-    return _qwen(folder, "qwen3.5-attention", "Qwen3_5", hf_overrides={
+    return _qwen(folder, "qwen3.5-attention", "Qwen3_5", times=3, hf_overrides={
         **overrides(FSR(keep=7), "Qwen3_5ForConditionalGeneration"), "architectures": ["AttentionOnly"]
     })  # fmt: skip
 
 
 def gemma4(folder: Path) -> Bench:
     """Rasters of any shape, embeddings per layer, shared keys and values. (As in the checkpoints of 2 B and 4 B, a
-    picture's tokens see those before them only; for the larger ones, see `gemma3`.)"""
+    picture's tokens see those before them only; for the larger ones, see `gemma3`.)
+
+    Layers with a window have heads half as wide as the others', so vLLM makes their blocks twice as long, and the
+    prefix cache answers in steps of 64 tokens.
+    """
     if not torch.accelerator.is_available():
         # vLLM asks the accelerator how many pictures fit into a pass, also where there is none.
         torch.accelerator.get_memory_info = lambda *device: (8 << 30, 16 << 30)
     bench = _tiny(folder, "gemma4", "Gemma4", FSR(keep=3))
     pictures = [sized(i, *shape) for i, shape in enumerate([(64, 32), (32, 64), (32, 32), (64, 64)])]
     bench.check("budget", [Case(WHERE, pictures[:1], keep) for keep in (1, 0.5, 15, 16, 500, 0)])
-    return _program(bench, pictures, 16)
+    return _program(bench, pictures, 16, times=2)
 
 
-def _qwen(folder: Path, name: str, stem: str, relevance: str = "auto", clip: bool = False, **options: Any) -> Bench:
+def _qwen(
+    folder: Path, name: str, stem: str, relevance: str = "auto", clip: bool = False, times: int = 1, **options: Any
+) -> Bench:
     bench = _tiny(folder, name, stem, FSR(keep=7), relevance, limit_mm_per_prompt={"image": 2, "video": 1}, **options)
     pictures = [sized(i, *shape) for i, shape in enumerate([(48, 48), (32, 64), (64, 32), (96, 24)])]
-    _program(bench, pictures, 20)
+    _program(bench, pictures, 20, times)
     bench.check("budget", [Case(WHERE, pictures[1:2], keep) for keep in (1, 0.3, 31, 32, 500, 0)])
     if clip:
         # The engine leaves videos whole; so does the reference where the clip has no more tokens than the budget.
@@ -401,13 +426,18 @@ def _tiny(folder: Path, name: str, stem: str, method: Any, relevance: str = "aut
     )  # fmt: skip
 
 
-def _program(bench: Bench, pictures: list[Image.Image], wide: int) -> Bench:
-    """What every family is asked. wide: a budget that reaches over the edge of a chunk."""
+def _program(bench: Bench, pictures: list[Image.Image], wide: int, times: int = 1) -> Bench:
+    """What every family is asked.
+
+    wide: a budget that reaches over the edge of a chunk. times: how often the long text stands before the picture, for
+    prompts that are longer than a block of the prefix cache.
+    """
+    before = " ".join([LONG] * times)
     _watch_tower(bench)
     bench.check("shapes", [Case(WHAT, [p]) for p in pictures])
     bench.check("the same again", [Case(WHAT, [p]) for p in pictures])
-    bench.check("text around", [Case(WHAT, pictures[:1], wide, [(LONG, 0)]), Case(LONG, pictures[1:2], wide)])
-    bench.check("text around again", [Case(WHAT, pictures[:1], wide, [(LONG, 0)])])
+    bench.check("text around", [Case(WHAT, pictures[:1], wide, [(before, 0)]), Case(LONG, pictures[1:2], wide)])
+    bench.check("text around again", [Case(WHAT, pictures[:1], wide, [(before, 0)])])
     bench.check("two pictures", [Case(WHAT, pictures[1:3], 5), Case(WHAT, pictures[:2], 9, [(LONG, 1)])])
     mixed = [Case(WHERE, pictures[:1], 3), Case(WHERE, []), Case(WHAT, pictures[2:3], 0), Case(WHAT, pictures[3:], 11)]
     bench.check("mixed", mixed)

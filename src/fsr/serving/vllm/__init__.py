@@ -16,7 +16,7 @@ line:
 | `gateway` | a door in front of the server that takes only these words from clients |
 | `processing` | the front end: K placeholders announced, the question found, both in the cache key |
 | `vision` | the engine: the tower watched, tokens chosen by the same methods and adapters as everywhere else |
-| `failures` | a picture that cannot be chosen from costs its own request only |
+| `failures`, `scheduling`, `config_hooks` | a picture that cannot be chosen from costs its own request only |
 | `memory` | a picture that is encoded again keeps its choice |
 | `mrope` | kept tokens keep their three-dimensional positions |
 | `first_layer` | relevance from a first attention layer as vLLM builds it |
@@ -34,6 +34,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.methods.picture_budgets import ByAge
 from fsr.serving.vllm.checkpoints import check_shown
+from fsr.serving.vllm.config_hooks import hook
 
 __all__ = ["ARCHITECTURES", "SUPPORTED", "overrides", "register"]
 
@@ -80,14 +81,13 @@ def register() -> None:
             _dotted((SUPPORTED[-1][0], SUPPORTED[-1][1] + 1)),
         )
         return
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
     for stock, place in ARCHITECTURES.items():
         name = place.partition(":")[2]
         vllm.ModelRegistry.register_model(name, place)
         # What vLLM settles by an architecture's name (Qwen3.5's cache dtype, Gemma 4's attention backend).
-        if stock in MODELS_CONFIG_MAP:
-            MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[stock]
+        MODELS_CONFIG_MAP[name] = hook(MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig))
 
 
 def _dotted(release: tuple[int, int]) -> str:

@@ -24,10 +24,14 @@ ENTRIES, BYTES = 8192, 256 << 20
 
 @dataclass(frozen=True)
 class Chosen:
-    """One picture: features [K, D] and the rows long [K] (of N) that they stand for."""
+    """One picture: features [K, D] and the rows long [K] (of N) that they stand for.
+
+    failed: no method chose them (see `failures`).
+    """
 
     features: Tensor
     rows: Tensor
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class ChoiceMemory:
         return found
 
     def put(self, request: Request, chosen: Chosen, whole: Tensor) -> None:
-        """Remember what was chosen from `whole` [N, D]."""
-        if not request.picture or request in self._held:
+        """Remember what was chosen from `whole` [N, D]; what failed is tried again."""
+        if not request.picture or request in self._held or chosen.failed:
             return
         merged = not torch.equal(chosen.features, whole[chosen.rows])
         made = Remembered(chosen.rows.to("cpu", torch.int32), chosen.features.detach().cpu() if merged else None)

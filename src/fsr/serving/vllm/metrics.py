@@ -30,7 +30,7 @@ class Tally:
     """Counts of one engine process. speaks: False for all ranks but the first, which would count everything again."""
 
     def __init__(self, speaks: bool = True, every: float = EVERY) -> None:
-        self._speaks, self._every, self._told = speaks, every, time.monotonic()
+        self.speaks, self._every, self._told = speaks, every, time.monotonic()
         self.pictures = self.kept = self.total = self.remembered = self.passes = 0
         self.milliseconds = 0.0
 
@@ -38,7 +38,7 @@ class Tally:
         """One picture with a budget, `kept` of `total` tokens."""
         self.pictures, self.kept, self.total = self.pictures + 1, self.kept + kept, self.total + total
         self.remembered += remembered
-        if self._speaks:
+        if self.speaks:
             made = _metrics()
             made["kept"].inc(kept)
             made["dropped"].inc(total - kept)
@@ -46,13 +46,13 @@ class Tally:
 
     def failed(self) -> None:
         """One picture that the method could not choose from."""
-        if self._speaks:
+        if self.speaks:
             _metrics()["failed"].inc()
 
     def selected(self, milliseconds: float, backend: str) -> None:
         """One pass in which tokens were chosen."""
         self.passes, self.milliseconds = self.passes + 1, self.milliseconds + milliseconds
-        if not self._speaks:
+        if not self.speaks:
             return
         _metrics()["selection"].labels(backend=backend).observe(milliseconds)
         if (now := time.monotonic()) - self._told >= self._every:

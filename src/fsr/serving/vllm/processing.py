@@ -81,6 +81,7 @@ class PrunedProcessing:
                 for keep, question, read, here, name in zip(keeps, questions, found, reads, names)
             ]
             self._check_tokens({r.question for r in requests if r.question is not None})
+            requests = [replace(r, identity=self._identity(r)) for r in requests]
             settled = replace(inputs, hf_processor_mm_kwargs={**others(given), REQUESTS: requests})
         return super().apply(settled, timing_ctx)  # type: ignore[misc]
 
@@ -91,7 +92,7 @@ class PrunedProcessing:
             return super()._get_mm_hashes(plain)  # type: ignore[misc]
         rest = {name: items for name, items in inputs.mm_data_items.items() if name != "image"}
         hashes = super()._get_mm_hashes(replace(plain, mm_data_items=rest)) if rest else {}  # type: ignore[misc]
-        return {**hashes, "image": [self._identity(r) for r in requests]}
+        return {**hashes, "image": [r.identity for r in requests]}
 
     def _identity(self, request: Request) -> str:
         """Of a picture's tokens: of the picture alone where it stays whole."""

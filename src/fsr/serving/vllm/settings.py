@@ -48,17 +48,19 @@ class Request:
     """What a request asks for one of its pictures.
 
     keep: budget per picture (see `Method.keep`), 0 for unpruned. question: None where nothing reads it.
-    picture: a digest of the picture and of what the processor made of it; "" for the engine's trial runs.
+    picture: a digest of the picture and of what the processor made of it; "" for the engine's trial runs. identity:
+    what the engine knows its tokens by, in all its caches: a digest of the above and of the method.
     """
 
     keep: int | float
     question: str | None = None
     picture: str = ""
+    identity: str = ""
 
     def to_tensor(self) -> Tensor:
         """uint8 [n]: how it travels from the front end to the model, beside the pixels."""
         return torch.frombuffer(
-            bytearray(json.dumps([self.keep, self.question, self.picture]).encode()), dtype=torch.uint8
+            bytearray(json.dumps([self.keep, self.question, self.picture, self.identity]).encode()), dtype=torch.uint8
         )
 
     @staticmethod

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 
-from fsr.errors import UnsupportedModelError
+from fsr.errors import UnsupportedModelError, UsageError
 from fsr.signals.attention import LayerStates
 
-__all__ = ["Watched", "mean_over_ranks", "watch"]
+__all__ = ["Watched", "mean_over_ranks", "refuse_what_skips_hooks", "watch"]
 
 
 @contextmanager
@@ -91,3 +91,19 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     """Heads are spread over ranks: the mean over all heads is the mean of the ranks' means, the same on every rank."""
     ranks = get_tensor_model_parallel_world_size()
     return values if ranks == 1 else tensor_model_parallel_all_reduce(values) / ranks
+
+
+def refuse_what_skips_hooks(vllm_config: Any) -> None:
+    """Raise for settings of the engine under which nothing could be watched.
+
+    Raises:
+        UsageError: the tower runs as one compiled piece, or its pictures are spread over ranks.
+    """
+    compilation, multimodal = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
+    for name in ("compile_mm_encoder", "cudagraph_mm_encoder"):
+        if getattr(compilation, name, False):
+            raise UsageError(f"{name} runs the vision tower past the hooks that pruning needs: switch it off.")
+    if multimodal.mm_encoder_tp_mode == "data":
+        raise UsageError(
+            "mm_encoder_tp_mode='data' spreads pictures over ranks, which pruning cannot follow: use 'weights'."
+        )

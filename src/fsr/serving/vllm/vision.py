@@ -7,10 +7,12 @@ picture is judged here: that was done in the front end (`processing`), where an 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -21,17 +23,17 @@ from vllm.model_executor.models.utils import StageMissingLayer
 
 from fsr.adapters.base import Adapter, TowerStates
 from fsr.device import synchronise
-from fsr.errors import UnsupportedModelError, UsageError
+from fsr.errors import FeatureError, UnsupportedModelError, UsageError
 from fsr.kernels import backend_name
 from fsr.pipeline.select import without_relevance
 from fsr.serving.vllm.checkpoints import check_model_type
-from fsr.serving.vllm.failures import picked
+from fsr.serving.vllm.failures import FailedPictures, picked
 from fsr.serving.vllm.first_layer import EngineFirstLayer
 from fsr.serving.vllm.memory import ChoiceMemory, Chosen
 from fsr.serving.vllm.metrics import Tally
 from fsr.serving.vllm.processing import REQUEST
 from fsr.serving.vllm.settings import EngineSettings, Request
-from fsr.serving.vllm.taps import Watched, mean_over_ranks, watch
+from fsr.serving.vllm.taps import Watched, mean_over_ranks, refuse_what_skips_hooks, watch
 from fsr.signals.embedding import EmbeddingRelevance
 from fsr.signals.relevance import RelevanceScorer, paired_tower
 from fsr.tokens import VisualTokens
@@ -64,13 +66,14 @@ class PrunedVision:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         check_model_type(vllm_config.model_config.hf_config, self.adapter_class)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        _refuse_what_skips_hooks(vllm_config)
+        refuse_what_skips_hooks(vllm_config)
         self._fsr_config = model = vllm_config.model_config
         self.fsr_settings = EngineSettings.of(model.hf_config, self.adapter_class.paired_text_tower, str(model.model))
         self._fsr_scorer: RelevanceScorer | None = None
         self._fsr_tensor_parallel = vllm_config.parallel_config.tensor_parallel_size
         self._fsr_tower_budget = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
         self.fsr_memory = ChoiceMemory()
+        self.fsr_failed = FailedPictures(vllm_config.instance_id)
         self.fsr_tally = Tally(speaks=get_tensor_model_parallel_rank() == 0)
         layers = self.signal_layers()
         have = {"saliency", "relevance", "encoder", *layers}
@@ -172,8 +175,9 @@ class PrunedVision:
                 self.fsr_memory.put(request, kept, whole[:, : self.feature_width])
             if request.picture:
                 self.fsr_tally.encoded(len(kept.rows), len(whole), remembered is not None)
-            rest = () if self.feature_width is None else (whole[kept.rows, self.feature_width :],)
-            out.append(Chosen(torch.cat([kept.features, *rest], dim=-1), kept.rows))
+            rest = whole[kept.rows, self.feature_width or whole.shape[1] :]
+            rest = rest.nan_to_num(0.0, 0.0, 0.0) if kept.failed else rest
+            out.append(Chosen(torch.cat([kept.features, rest], dim=-1), kept.rows))
         if spent and any(r.picture for r in requests):
             self.fsr_tally.selected(spent, backend_name(features[0].device))
         return out
@@ -209,9 +213,17 @@ class PrunedVision:
         for asked, members in groups.items():
             one = method if asked else without_relevance(method)
             asking = [(tokens[i], requests[i].keep, counts[i]) for i in members]
-            for i, chosen in zip(members, picked(one, asking, self.fsr_tally)):
+            failed = partial(self._failed, [requests[i] for i in members])
+            for i, chosen in zip(members, picked(one, asking, failed)):
                 out[i] = chosen
         return out
+
+    def _failed(self, requests: Sequence[Request], number: int, error: FeatureError) -> None:
+        request = requests[number]
+        logging.getLogger("vllm.fsr").error("picture %s could not be pruned: %s", request.identity, error)
+        self.fsr_tally.failed()
+        if self.fsr_tally.speaks and request.picture:
+            self.fsr_failed.add(request.identity)
 
     def _signals_of(self, seen: Watched, segments: Tensor | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Saliency and the other signals of attention that the method reads, in the tower's own order."""
@@ -284,14 +296,3 @@ def view(config: Any, tower: nn.Module, **base: Any) -> Any:
 def _scored(unit: VisualTokens, states: Tensor, scorer: RelevanceScorer, question: str) -> VisualTokens:
     score = scorer(states, question)
     return replace(unit, relevance=score.mean(-1) if score.dim() == 2 else score)
-
-
-def _refuse_what_skips_hooks(vllm_config: Any) -> None:
-    compilation, multimodal = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
-    for name in ("compile_mm_encoder", "cudagraph_mm_encoder"):
-        if getattr(compilation, name, False):
-            raise UsageError(f"{name} runs the vision tower past the hooks that pruning needs: switch it off.")
-    if multimodal.mm_encoder_tp_mode == "data":
-        raise UsageError(
-            "mm_encoder_tp_mode='data' spreads pictures over ranks, which pruning cannot follow: use 'weights'."
-        )
