@@ -29,12 +29,14 @@ __all__ = [
 ]
 
 
-def check_inputs(inputs: Any) -> None:
-    """Refuse what is no output of a processor.
+def check_inputs(inputs: Any, call: Any = "generate") -> None:
+    """Refuse what is no output of a processor, or meant for no call that there is.
 
     Raises:
-        UsageError: no mapping.
+        UsageError: no mapping, or an unknown call.
     """
+    if call not in ("generate", "forward"):
+        raise UsageError(f"call={call!r} is unknown: use 'generate' or 'forward'.")
     if not isinstance(inputs, Mapping):
         raise UsageError(
             f"inputs of type {type(inputs).__name__} are none: pass what the processor returned, a mapping with "

@@ -7,11 +7,10 @@ A pure function of model and inputs: nothing of the model is changed. `pruner` p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from time import perf_counter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ from fsr.pipeline.shorten import (
 )
 from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
-from fsr.signals.text_cache import TextCache
+from fsr.signals.text_cache import texts_beside
 from fsr.tokens import Selection
 
 __all__ = ["Positions", "Prepared", "Report", "prepare"]
@@ -97,9 +96,7 @@ def prepare(
         UnsupportedModelError, RelevanceError, QuestionError, FeatureError, UsageError: see `fsr.errors`.
     """
     adapter = find(model)
-    check_inputs(inputs)
-    if call not in get_args(Call):
-        raise UsageError(f"call={call!r} is unknown: use 'generate' or 'forward'.")
+    check_inputs(inputs, call)
     if encoded is not None and not isinstance(encoded, EncodedPrompt):
         raise UsageError(f"encoded={type(encoded).__name__} is none: give what encode(model, inputs, method) returned.")
     if encoded is None:
@@ -179,7 +176,7 @@ class Work:
             notes += cut_in_pieces(self.scorer, questions)
             text_ms = 1e3 * (perf_counter() - before)
         if seen is None:
-            with self._texts_beside(questions):
+            with texts_beside(self.scorer, questions, self.adapter.vision_tower):
                 encoded = run_tower(self.adapter, inputs, signals, self.scorer)
         else:
             encoded = [replace(part, timings={}) for part in seen.parts]
@@ -249,14 +246,6 @@ class Work:
         return [
             placeholder_units(ids, tokens[e.modality], self.adapter.placeholder_counts(e), e.modality) for e in encoded
         ]
-
-    def _texts_beside(self, questions: list[str | None] | None) -> AbstractContextManager[None]:
-        """While the vision tower runs, embed the questions on another stream, where scorer and device can do so."""
-        texts = getattr(self.scorer, "texts", None)
-        if questions is None or not isinstance(texts, TextCache):
-            return nullcontext()
-        tower = self.adapter.vision_tower
-        return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
 
     def _shorten(
         self,

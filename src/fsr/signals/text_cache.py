@@ -9,8 +9,8 @@ when it is asked for.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fsr.signals.tap import hook_lock
 
-__all__ = ["TextCache"]
+__all__ = ["TextCache", "texts_beside"]
 
 _MOST = 256
 
@@ -80,3 +80,11 @@ class TextCache:
         while len(self._known) > _MOST:
             self._known.pop(next(iter(self._known)), None)
         return vector
+
+
+def texts_beside(scorer: Any, questions: Sequence[str | None] | None, tower: nn.Module) -> AbstractContextManager[None]:
+    """While the vision tower runs, embed the questions on another stream, where scorer and device can do so."""
+    texts = getattr(scorer, "texts", None)
+    if questions is None or not isinstance(texts, TextCache):
+        return nullcontext()
+    return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
