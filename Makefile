@@ -44,7 +44,7 @@ $(OLDEST)/.there: $(VENV)/.test
 test-oldest: $(OLDEST)/.there
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_llava_*.py tests/test_families_*.py \
 	  tests/test_pruner_lifecycle.py tests/test_pipeline_shorten.py tests/test_pipeline_encode.py tests/test_relevance.py \
-	  tests/test_siglip_relevance.py tests/test_calls_rows.py tests/test_calls_encoded.py tests/test_calls_caches.py tests/test_calls_in_llm.py tests/test_calls_reported.py tests/test_in_llm*.py tests/test_cli.py
+	  tests/test_siglip_relevance.py tests/test_calls_rows.py tests/test_calls_encoded.py tests/test_calls_caches.py tests/test_calls_in_llm.py tests/test_calls_reported.py tests/test_calls_between.py tests/test_in_llm*.py tests/test_cli.py
 
 # Real vLLM, lmms-eval and Ray, in an environment of their own (they pin an older Transformers): about five minutes to
 # install, 3 GB. Where its packages cannot be had, the tests say that they were skipped, and why.

@@ -15,7 +15,7 @@ import tiny
 from fsr import FSR, FeatureError, UnsupportedModelError, UsageError, prepare, prune
 from fsr.adapters import find
 from fsr.pipeline.encode import encode
-from test_calls_rows import NAMES, OLD, fast, method_of
+from test_calls_rows import NAMES, OLD, fast
 
 METHOD = FSR(keep=3, relevance="none")
 GREEDY = dict(max_new_tokens=2, do_sample=False)
@@ -39,7 +39,7 @@ def test_features_and_embeddings_given_beforehand(name):
     features = {"image": encoded(model, inputs)}
     rest = {n: v for n, v in text.items() if n != "input_ids"}
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    methods = [method_of(name)] + ([fast(name)] if fast(name) else [])
+    methods = [METHOD] + ([fast(name)] if fast(name) else [])
     for method in methods:
         with prune(model, method) as pruned:
             for call in (lambda **k: model.generate(**k, **GREEDY), lambda **k: model(**k)):
@@ -52,7 +52,7 @@ def test_features_and_embeddings_given_beforehand(name):
             assert pruned.last is None
     for wrong in ({**text, "mm_encoder_outputs": features}, {**rest, "inputs_embeds": embeds}, text):
         with pytest.raises((UsageError, FeatureError)):
-            prepare(model, method_of(name), wrong)
+            prepare(model, METHOD, wrong)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if families.FAMILIES[n].clip and not (OLD and n == "gemma4")])
@@ -89,7 +89,7 @@ def test_what_prepare_made_passes(name):
 def test_the_inner_model_is_no_way_around(name):
     """`model.model(...)` ran whole pictures."""
     model, inputs = families.model_of(name), families.prompts(name, [(1, 0)])
-    with prune(model, method_of(name)) as pruned:
+    with prune(model, METHOD) as pruned:
         with pytest.raises(UsageError, match=r"prune\("):
             model.model(**inputs)
         with pytest.raises(UsageError, match=r"prune\("):
@@ -107,7 +107,7 @@ def test_the_inner_model_is_no_way_around(name):
         model(**inputs)
         assert pruned.last.tokens_after == 3
     base = model.model
-    with prune(base, method_of(name)) as pruned:  # pruned itself, its states are short and the report says how
+    with prune(base, METHOD) as pruned:  # pruned itself, its states are short and the report says how
         states = base(**inputs).last_hidden_state
         report = pruned.last
         assert states.shape[:2] == report.input_ids.shape == report.attention_mask.shape

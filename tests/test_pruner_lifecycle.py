@@ -136,8 +136,13 @@ def test_copy_inside_the_block(llava, single):
         assert twin(**single).logits.shape[1] < single["input_ids"].shape[1]
         seat = twin.__dict__["_fsr_pruner"]
         assert seat.model is twin and seat.adapter.model is twin and seat.adapter.base is twin.model
-    assert torch.equal(twin.generate(**single, **GREEDY), text)  # still pruned: the block was the original's
-    seat.remove()
+        third = copy.deepcopy(twin)
+        assert torch.equal(third.generate(**single, **GREEDY), text)
+    # Free with the block, as the original is.
+    for free in (twin, third):
+        assert "_fsr_pruner" not in free.__dict__ and "generate" not in free.__dict__
+        assert torch.equal(free.generate(**single, **GREEDY), full)
+        assert free(**single).logits.shape[1] == single["input_ids"].shape[1]
     assert torch.equal(twin.generate(**single, **GREEDY), full)
     assert "generate" not in twin.__dict__ and not twin._forward_pre_hooks and not twin._forward_hooks
 

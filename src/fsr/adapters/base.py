@@ -208,11 +208,11 @@ class Adapter(ABC):
         """UsageError where `generate` would get this family's pictures wrong. setting: reads a setting by its name."""
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """The vision arguments of each picture of a call by itself, in order; None where the family packs them so that
-        this cannot be told, or where there are clips."""
+        """`vision_arguments` of each picture by itself, in order; None where that cannot be told, or with clips."""
         return None
 
-    def _vision_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def vision_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Pixels, and what comes with them."""
         names = self.pixel_arguments()
         return {name: value for name, value in inputs.items() if name in names and value is not None}
 

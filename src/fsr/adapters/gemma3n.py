@@ -38,7 +38,7 @@ class Gemma3nAdapter(Adapter):
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See `Adapter.apart`."""
-        return by_row(self._vision_arguments(inputs))
+        return by_row(self.vision_arguments(inputs))
 
     def tapped_layers(self) -> dict[str, int]:
         """The last layers of the last stage; none where a tower has no full attention."""

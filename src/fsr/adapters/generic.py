@@ -34,9 +34,9 @@ TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tow
 # before they are embedded, a loss).
 HARMLESS = frozenset("pooler_output deepstack_features attention_mask image_tokens embedding_loss".split())
 STATES = ("last_hidden_state", "hidden_states", "attentions")
-WITHOUT_SIGNALS = (
-    "Methods that read features alone work: 'divprune', 'uniform-grid'; 'cdpruner' with relevance='first-layer' "
-    "follows the question."
+FEATURES_ALONE = (
+    "only methods that read features alone work on this model ('divprune', 'uniform-grid'; 'cdpruner' with "
+    "relevance='first-layer' follows the question)"
 )
 
 
@@ -132,7 +132,7 @@ class UnknownModel(Adapter):
         if any(p.dim() < 2 for p in pictures) or all(p.shape[:-1].numel() == 1 for p in pictures):
             raise self.refusal("its features come one by one: which of them make a picture is not known")
         if tower.signals - {"relevance"}:
-            raise UnsupportedModelError(f"{refused} {WITHOUT_SIGNALS}") from refused
+            raise UnsupportedModelError(f"{FEATURES_ALONE}: {refused}") from refused
         return Units([VisualTokens(features=p.flatten(0, -2)) for p in pictures], None)
 
     def remembered(self, key: Any, find: Callable[[], Any]) -> Any:
@@ -162,8 +162,8 @@ class UnknownModel(Adapter):
         """One line that names the family and what was found."""
         kind = getattr(self.model.config, "model_type", type(self.model).__name__)
         return UnsupportedModelError(
-            f"no adapter for model type {kind!r}, and the one called {self.name!r} cannot take it: {why}. "
-            "docs/add-a-model.md says how to write one."
+            f"no adapter for model type {kind!r}, and {self.name!r} is not enough: {why}. docs/add-a-model.md says how "
+            "to write one."
         )
 
 

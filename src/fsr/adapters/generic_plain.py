@@ -14,7 +14,7 @@ import torch
 
 from fsr.adapters.base import Encoded, Modality, PatchHead, TowerStates, Units
 from fsr.adapters.containers import split_rows
-from fsr.adapters.generic import TOWERS, WITHOUT_SIGNALS, UnknownModel
+from fsr.adapters.generic import FEATURES_ALONE, TOWERS, UnknownModel
 from fsr.adapters.vision_call import call_vision
 from fsr.errors import UnsupportedModelError
 from fsr.tokens import Geometry, VisualTokens
@@ -44,7 +44,7 @@ class GenericPlainAdapter(UnknownModel):
     ) -> Encoded:
         if lacking := sorted(signals - {"relevance"}):
             why = f"without a tower there is no {' or '.join(lacking)}"
-            raise UnsupportedModelError(f"{self.refusal(why)} {WITHOUT_SIGNALS}")
+            raise UnsupportedModelError(f"{FEATURES_ALONE}: {self.refusal(why)}")
         started = perf_counter()
         output = call_vision(lambda: self.features_of(modality, given), given)
         timings = {"vision_tower": 1e3 * (perf_counter() - started), "saliency": 0.0}

@@ -33,7 +33,7 @@ class LlavaAdapter(Adapter):
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See `Adapter.apart`."""
-        return by_row(self._vision_arguments(inputs))
+        return by_row(self.vision_arguments(inputs))
 
     @property
     def feature_layer(self) -> int:

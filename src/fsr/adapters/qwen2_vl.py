@@ -34,7 +34,7 @@ class QwenVLAdapter(PackedAdapter):
 
     def apart(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """See `Adapter.apart`."""
-        return by_grid(self._vision_arguments(inputs))
+        return by_grid(self.vision_arguments(inputs))
 
     @property
     def full_attention_layers(self) -> list[int]:

@@ -17,6 +17,7 @@ from fsr.errors import UnsupportedModelError, UsageError
 from fsr.pipeline.generate import (
     refuse_chunks,
     refuse_foreign_cache,
+    refuse_full_prompt,
     refuse_own_assistant,
     refuse_uneven_beams,
     refuse_wrong_mask,
@@ -26,7 +27,16 @@ from fsr.pipeline.generate import (
 )
 from fsr.pipeline.in_llm import InLLMHooks
 from fsr.pipeline.inputs import ids_and_mask, refuse_unpruned
-from fsr.pipeline.kv_cache import MARK, cache_in, cache_of, mark, positions_go_on, remember_positions, rope_deltas
+from fsr.pipeline.kv_cache import (
+    MARK,
+    cache_in,
+    cache_of,
+    is_empty,
+    mark,
+    positions_go_on,
+    remember_positions,
+    rope_deltas,
+)
 from fsr.pipeline.open_call import OpenCall, named, running
 from fsr.pipeline.prepare import Work
 from fsr.pipeline.report import Prepared, Report
@@ -56,10 +66,13 @@ class PrunedCalls:
         refuse_own_assistant(self.model, setting)
         refuse_foreign_cache(self.adapter, kwargs)
         if not self.adapter.has_pixels(kwargs):
-            refuse_unpruned(self.adapter, kwargs)
+            refuse_unpruned(self.adapter, kwargs, call="generate")
             positions_go_on(self.adapter, kwargs, "generate")
-            return _called(generate, kwargs, places, OpenCall(self))
+            output = _called(generate, kwargs, places, OpenCall(self))
+            self._nothing_pruned(kwargs)
+            return output
         refuse_chunks(self.adapter, setting)
+        refuse_full_prompt(kwargs, setting)
         self.adapter.check_settings(setting)
         if self.in_llm is not None:
             self.in_llm.refuse(setting)
@@ -87,6 +100,7 @@ class PrunedCalls:
                 self._forget_interrupted()
                 if running(self) is None:
                     refuse_unpruned(self.adapter, kwargs)
+                    self._nothing_pruned(kwargs)
             refuse_wrong_mask(kwargs)
             positions_go_on(self.adapter, kwargs)
             return (), kwargs
@@ -100,6 +114,17 @@ class PrunedCalls:
             self.in_llm.begin(prepared.report, call.take, single=True)
         call.begin()
         return (), prepared.inputs
+
+    def _nothing_pruned(self, kwargs: dict[str, Any]) -> None:
+        """`last` of a prompt without pictures says so; steps behind a prompt leave the report of that prompt."""
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if cache_in(kwargs) is not None and not is_empty(cache_in(kwargs)):
+            return
+        if kwargs.get("mm_encoder_outputs") or not isinstance(ids, Tensor) or ids.dim() != 2:
+            self.last = None  # what `prepare` made has its own report
+            return
+        mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
+        self.last = Report.of_text(ids, mask, kwargs.get("labels"))
 
     def _open(self, prepared: Prepared, single: bool = False) -> OpenCall:
         deltas = remember_positions(self.adapter, prepared, "forward" if single else "generate")

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from fsr.adapters.base import Encoded
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
 from fsr.pipeline.encode import EncodedPrompt, encode, joined
+from fsr.pipeline.fingerprint import Fingerprints, fingerprint
 from fsr.pipeline.generate import settings as settings_of
 from fsr.pipeline.generate import shorter_limits, with_prompt
 from fsr.pipeline.kv_cache import cache_in, cache_of, remember_positions
@@ -100,8 +100,9 @@ class Conversation:
         self._turn: _Turn | None = None
 
     @torch.no_grad()
-    def generate(self, question: str | None = None, **inputs: Any) -> Tensor:
-        """One turn: what `model.generate(**inputs)` under `prune` returns, [1, L + T], starting with your prompt.
+    def generate(self, question: str | None = None, **inputs: Any) -> Any:
+        """One turn: what `model.generate(**inputs)` under `prune` returns. That is ids [1, L + T] that start with your
+        prompt, or with `return_dict_in_generate` the output object that holds them.
 
         `last` is then the report of the turn, `reused` the columns of the shortened prompt whose KV cache was there.
 
@@ -124,7 +125,8 @@ class Conversation:
         start = self._common(ready)
         output = self._continue(ready, seen, start, settings)
         self.last, self.reused = ready.report, start
-        return with_prompt(output.sequences, ids, ready.report.length_after)
+        whole = settings_of(self.model, settings)("return_dict_in_generate")
+        return with_prompt(output if whole else output.sequences, ids, ready.report.length_after)
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -136,18 +138,21 @@ class Conversation:
 
     def _encoded(self, prompt: Mapping[str, Any]) -> EncodedPrompt:
         """All pictures of the prompt, those of earlier turns from memory."""
+        if not self.adapter.has_pixels(prompt):
+            raise UsageError("no picture has come yet: call model.generate itself until the first one.")
         parts = self.adapter.apart(prompt)
         if parts is None:
             return encode(self.model, prompt, self.method, relevance=self.relevance)
         found: dict[bytes, EncodedPrompt] = {}
-        for part in parts:
-            key = _digest(part)
+        keys = [fingerprint(part) for part in parts]
+        for key, part in zip(keys, parts):
             known = self._seen.get(key) or found.get(key)
             if known is None:
                 known = encode(self.model, part, self.method, relevance=self.relevance).take([0])
             found[key] = known
         self._seen = found
-        return joined([found[_digest(part)] for part in parts])
+        # These very pictures: they need not be compared once more.
+        return replace(joined([found[key] for key in keys]), pictures=Fingerprints())
 
     def _common(self, ready: Prepared) -> int:
         """Columns of the shortened prompt that stand in the last turn's KV cache exactly so; at least one is left."""
@@ -234,16 +239,6 @@ def _refuse(setting: Callable[[str], Any]) -> None:
             f"a conversation goes on from the KV cache of one plain row: leave out {', '.join(wrong)}, or call "
             "generate under prune()."
         )
-
-
-def _digest(part: Mapping[str, Any]) -> bytes:
-    """A fingerprint of one picture's pixels and sizes."""
-    state = blake2b(digest_size=16)
-    for name in sorted(part):
-        value = torch.as_tensor(part[name]).detach().cpu().contiguous()
-        state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        state.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return state.digest()
 
 
 def _agree(a: Tensor, b: Tensor) -> int:

@@ -21,6 +21,7 @@ from fsr.adapters.base import Adapter, Encoded
 from fsr.adapters.containers import alike, rebuild
 from fsr.errors import UsageError
 from fsr.methods.base import Method
+from fsr.pipeline.fingerprint import Fingerprints
 from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
@@ -34,11 +35,13 @@ class EncodedPrompt:
     parts: one `Encoded` per modality; their units stand in prompt order.
     signals: what methods may read of them.
     scorer: scores patches (or features) against questions, None where no method reads relevance.
+    pictures: which ones these are.
     """
 
     parts: tuple[Encoded, ...]
     signals: frozenset[str]
     scorer: RelevanceScorer | None
+    pictures: Fingerprints
 
     def take(self, pictures: Sequence[int]) -> EncodedPrompt:
         """The same pictures for another prompt: in another order, fewer, or one of them several times.
@@ -56,7 +59,7 @@ class EncodedPrompt:
         (part,) = self.parts
         if not all(0 <= i < len(part.units) for i in pictures):
             raise UsageError(f"pictures {list(pictures)}: {len(part.units)} were encoded, numbered from 0.")
-        return replace(self, parts=(_take(part, pictures),))
+        return replace(self, parts=(_take(part, pictures),), pictures=self.pictures.take(pictures))
 
     def resolve(
         self, adapter: Adapter, method: Method, relevance: str | PathLike[str] | RelevanceScorer
@@ -119,7 +122,7 @@ def encode(
     parts = run_tower(adapter, inputs, signals, of_tower)
     if not parts:
         raise UsageError("these inputs hold no pictures: pass the processor's output with its pixels.")
-    return EncodedPrompt(tuple(parts), signals, of_tower or of_features)
+    return EncodedPrompt(tuple(parts), signals, of_tower or of_features, Fingerprints.of(adapter, inputs))
 
 
 def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
@@ -143,7 +146,9 @@ def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
         placeholders=None if any(r is None for r in runs) else tuple(n for r in runs for n in r or ()),
         output=output,
     )
-    return replace(first, parts=(part,))
+    each = [p.pictures.each for p in prompts]
+    found = None if any(e is None for e in each) else tuple(d for e in each for d in e or ())
+    return replace(first, parts=(part,), pictures=Fingerprints(found))
 
 
 def run_tower(

@@ -18,6 +18,7 @@ from fsr.pipeline.report import Prepared
 __all__ = [
     "refuse_chunks",
     "refuse_foreign_cache",
+    "refuse_full_prompt",
     "refuse_own_assistant",
     "refuse_uneven_beams",
     "refuse_wrong_mask",
@@ -91,6 +92,16 @@ def shorter_limits(kwargs: dict[str, Any], setting: Callable[[str], Any], remove
         else:
             kwargs[length] = max(0, value - removed)
     return kwargs
+
+
+def refuse_full_prompt(kwargs: dict[str, Any], setting: Callable[[str], Any]) -> None:
+    """Transformers would say the same with the numbers of the shortened prompt."""
+    longest, ids = kwargs.get("max_length"), kwargs.get("input_ids")
+    counted = kwargs["max_new_tokens"] if "max_new_tokens" in kwargs else setting("max_new_tokens")
+    if longest is not None and counted is None and isinstance(ids, Tensor) and longest <= ids.shape[-1]:
+        raise UsageError(
+            f"max_length={longest} leaves no room behind a prompt of {ids.shape[-1]} columns: give max_new_tokens."
+        )
 
 
 def with_prompt(output: Any, input_ids: Tensor, length: int) -> Any:

@@ -37,10 +37,11 @@ def refuse_encoded(inputs: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unpruned(adapter: Adapter, inputs: Mapping[str, Any], where: str = "") -> None:
+def refuse_unpruned(adapter: Adapter, inputs: Mapping[str, Any], where: str = "", call: str = "forward") -> None:
     """Refuse a call without pixels that would take whole pictures past pruning.
 
-    Text passes, and so do steps from a filled KV cache and what `prepare` made. where: added to the reason.
+    Text passes, and so do steps from a filled KV cache and what `prepare` made. where: added to the reason. call: which
+    call this is; `generate` is given the whole prompt again behind a cache, and cuts it itself.
 
     Raises:
         UsageError, FeatureError: features of whole pictures, embeddings in place of ids, placeholders without pixels.
@@ -51,8 +52,11 @@ def refuse_unpruned(adapter: Adapter, inputs: Mapping[str, Any], where: str = ""
     try:
         if outputs is not None or (ids is None and is_empty(cache_in(inputs))):
             refuse_encoded(inputs)
-        if isinstance(ids, Tensor) and is_empty(cache_in(inputs)):
-            check_pictures(adapter, ids, ())
+        if isinstance(ids, Tensor):
+            held = 0 if is_empty(cache_in(inputs)) else int(cache_in(inputs).get_seq_length())
+            new = ids[:, held:] if call == "generate" else ids
+            if not held or new.shape[-1] > 1:  # steps of one token do not wait for the device
+                check_pictures(adapter, new, ())
     except (UsageError, FeatureError) as error:
         raise type(error)(f"{error} ({where})" if where else str(error)) from None
 

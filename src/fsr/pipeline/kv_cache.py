@@ -49,8 +49,8 @@ def cache_of(output: Any) -> Any:
 
 
 def is_empty(cache: Any) -> bool:
-    """No cache, or one that holds nothing yet."""
-    return cache is None or int(cache.get_seq_length()) == 0
+    """No cache, one that holds nothing yet, or one that cannot say (the pages of `generate_batch`, which are text)."""
+    return not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) == 0
 
 
 def placeholders(adapter: Adapter, ids: Tensor) -> list[int]:

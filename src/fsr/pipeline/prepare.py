@@ -32,7 +32,16 @@ from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
 from fsr.pipeline.select import QuestionFor, check_question_for, select
-from fsr.pipeline.shorten import FILL, Run, gather, mask_one_column, placeholder_units, rows_with, shrink
+from fsr.pipeline.shorten import (
+    FILL,
+    Run,
+    gather,
+    mask_one_column,
+    placeholder_units,
+    rows_with,
+    shortened_logits_to_keep,
+    shrink,
+)
 from fsr.signals.question import cut_in_pieces, questions_of
 from fsr.signals.relevance import RelevanceScorer, source_of
 from fsr.signals.text_cache import TextCache
@@ -85,6 +94,7 @@ def prepare(
         method, scorer = resolve_scorer(adapter, method, relevance)
     else:
         method, scorer = encoded.resolve(adapter, method, relevance)
+        encoded.pictures.check(adapter, inputs)
     check_question_for(question_for, method)
     work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
@@ -277,6 +287,8 @@ class Work:
         if policy != "repack" and call == "generate" and not use_cache:
             mask_one_column(kwargs, source, self._pad_id())
             source = torch.nn.functional.pad(source, (1, 0), value=-1)
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            kwargs["logits_to_keep"] = shortened_logits_to_keep(kwargs["logits_to_keep"], source, ids.shape[1])
         return kwargs, policy, source
 
     def _pad_id(self) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from typing import Any
+from weakref import ReferenceType, ref
 
 from torch import nn
 
@@ -98,6 +99,8 @@ class Pruner(PrunedCalls):
         super().__init__(model, work, in_llm)
         self._handles: list[Any] = []
         self._installed: PrunedGenerate | None = None
+        self._twins: list[ReferenceType[Pruner]] = []
+        self._turned_down = False
 
     @property
     def method(self) -> Method | InLLMMethod | Chain:
@@ -136,6 +139,7 @@ class Pruner(PrunedCalls):
             here[PRUNER_ATTRIBUTE] = self
             if self.work.resolution is not None:
                 self.work.resolution.apply()
+                self._turned_down = True
             here["generate"] = self._installed = PrunedGenerate(self, earlier)
             on(self.model.register_forward_pre_hook(_before_forward, with_kwargs=True))
             if self.adapter.base is not self.model:
@@ -176,18 +180,27 @@ class Pruner(PrunedCalls):
         self._handles = []
         if self.in_llm is not None:
             self.in_llm.detach()
-        if self.work.resolution is not None:
+        if self.work.resolution is not None and self._turned_down:
             self.work.resolution.restore()
+            self._turned_down = False
         here.pop(PRUNER_ATTRIBUTE, None)
         installed, self._installed = self._installed, None
         if installed is not None and here.get("generate") is installed:
             del here["generate"]
             if installed.earlier is not None:
                 here["generate"] = installed.earlier
+        twins, self._twins = self._twins, []
+        for twin in (found for reference in twins if (found := reference()) is not None and found.applied):
+            twin._take_off()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A model that is pickled inside the block stays pruned: the other process has no block. Copies stay here."""
+        return {**self.__dict__, "_twins": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A copied model gets a pruner of its own. Method, processor and text tower are shared (they hold no state of
-        the model); scorers of features read the model's weights and are copied with it."""
+        """A copied model is pruned by a pruner of its own, until the block of this one ends. Method, processor and text
+        tower are shared (they hold no state of the model); scorers of features read the model's weights and are copied
+        with it."""
         twin = Pruner.__new__(Pruner)
         memo[id(self)] = twin
         twin.model = copy.deepcopy(self.model, memo)
@@ -198,6 +211,8 @@ class Pruner(PrunedCalls):
         twin.last = self.last
         twin._handles = copy.deepcopy(self._handles, memo)
         twin._installed = copy.deepcopy(self._installed, memo)
+        twin._twins, twin._turned_down = [], False
+        self._twins.append(ref(twin))
         return twin
 
 

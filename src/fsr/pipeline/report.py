@@ -98,6 +98,25 @@ class Report:
     kernels: str = "cpu"
     relevance: str = "none"
 
+    @classmethod
+    def of_text(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None) -> Report:
+        """A call without pictures: nothing was taken from its prompt [B, L]."""
+        width = input_ids.shape[1]
+        return cls(
+            selections=(),
+            rows=(),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            columns=torch.arange(width, device=input_ids.device).expand_as(input_ids),
+            length_before=width,
+            length_after=width,
+            timings={},
+            positions="original",
+            questions=None,
+            notes=("no pictures in this call: nothing was pruned",),
+        )
+
     def show(self, image: Any = None, which: int = 0, size: int = 720) -> Any:
         """Picture `which` of the call with its kept tokens marked, a PIL image (notebooks display it).
 

@@ -24,6 +24,7 @@ __all__ = [
     "placeholder_units",
     "repacked_positions",
     "rows_with",
+    "shortened_logits_to_keep",
     "shrink",
 ]
 
@@ -120,6 +121,27 @@ def gather(value: Tensor, source: Tensor, fill: int) -> Tensor:
     value = value.expand(*value.shape[:-2], source.shape[0], value.shape[-1])
     index = source.clamp_min(0).expand(*value.shape[:-2], *source.shape)
     return value.gather(-1, index).masked_fill(source < 0, fill)
+
+
+def shortened_logits_to_keep(value: Tensor, source: Tensor, width: int) -> Tensor:
+    """A `logits_to_keep` of numbers or of booleans over `width` columns, as it means the same of `source` [B, L'].
+
+    Raises:
+        UsageError: a column that went, that lies differently in the rows of the batch, or that the prompt lacks.
+    """
+    columns = torch.arange(width, device=source.device)
+    wanted = columns[value.to(source.device).flatten()].tolist()
+    found = []
+    for column in wanted:
+        here = (source == column).all(0).nonzero().flatten()
+        if len(here) != 1:
+            raise UsageError(
+                f"logits_to_keep names column {column} of the prompt, which is not one column of the shortened prompt: "
+                "a visual token that was dropped, or rows that lost different numbers. Leave it out and read the "
+                "logits by pruned.last.columns."
+            )
+        found.append(int(here))
+    return torch.tensor(found, dtype=torch.long, device=value.device)
 
 
 def repacked_positions(mask: Tensor) -> Tensor:

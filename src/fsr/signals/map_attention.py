@@ -39,7 +39,7 @@ def map_states(module: Any, query: Tensor, key: Tensor) -> LayerStates:
     if query.dim() != 4 or query.shape[-2:] != key.shape[-2:]:
         raise UnsupportedModelError(
             f"{type(module).__name__} attends from a map of {tuple(query.shape[2:])} to one of {tuple(key.shape[2:])}: "
-            "its saliency is not known here. Use a method that needs none ('divprune', 'uniform-grid')."
+            "its saliency is not known here. Use a method that needs none (such as 'divprune')."
         )
     q = query.unflatten(1, (module.num_heads, module.key_dim)).flatten(3).transpose(-1, -2)
     k = key.flatten(2).transpose(-1, -2).unsqueeze(1)

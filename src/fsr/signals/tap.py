@@ -77,7 +77,7 @@ class _Tape:
                 raise UnsupportedModelError(
                     f"{type(module).__name__} weighs attention in a way that is not known here (or with a mask of type "
                     f"{type(mask).__name__}): load the model with attn_implementation='sdpa', or use a method that "
-                    "needs no saliency."
+                    "needs no saliency (such as 'divprune')."
                 )
             scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
             mask = mask[:, None, None].bool() if mask is not None and mask.dim() == 2 else mask
@@ -108,7 +108,8 @@ def record_layers(tower: nn.Module, layers: Sequence[int]) -> Iterator[Callable[
         if not -len(modules) <= layer < len(modules):
             raise UnsupportedModelError(
                 f"the vision tower has {len(modules)} attention layers with q and k projections and layer {layer} was "
-                "asked for: write an adapter that names the right tower, or use a method that needs no saliency."
+                "asked for: write an adapter that names the right tower, or use a method that needs no saliency "
+                "(such as 'divprune')."
             )
         chosen[layer] = modules[layer]
     tape = _Tape()
@@ -176,12 +177,13 @@ def _joined(attention: nn.Module, layer: int, tape: _Tape) -> LayerStates:
     if not runs:
         raise UnsupportedModelError(
             f"no queries and keys arrived from vision layer {layer} ({type(attention).__name__}): the tower did not "
-            "run it in Python (compiled or replaced). Uncompile the tower, or use a method that needs no saliency."
+            "run it in Python (compiled or replaced). Uncompile the tower, or use a method that needs no saliency "
+            "(such as 'divprune')."
         )
     if not all(runs):
         raise UnsupportedModelError(
             f"{type(attention).__name__} computes attention by itself, not through Transformers' attention functions: "
-            "its queries and keys cannot be read. Use a method that needs no saliency."
+            "its queries and keys cannot be read. Use a method that needs no saliency (such as 'divprune')."
         )
     states = [_in_segments(calls) for calls in runs]
     if len({s.q.shape[1:] for s in states}) > 1:
