@@ -248,7 +248,7 @@ def main() -> None:
             seeds = itertools.count()
             # Warm up, with pictures that are not shown again.
             for keep in budgets:
-                load(server, keep, 2, 2, False, args.side, next(seeds))
+                load(server, keep, 2, 2, False, args.side, next(seeds), end)
             for pictures, clients, keep in itertools.product(args.pictures.split(","), counts, budgets):
                 requests = max(clients, args.requests)
                 row = load(server, keep, clients, requests, pictures == "again", args.side, next(seeds), end)
