@@ -26,7 +26,7 @@ from fsr.pipeline.inputs import check_inputs
 from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
-__all__ = ["EncodedPrompt", "encode", "joined", "run_tower"]
+__all__ = ["EncodedPrompt", "encode", "joined", "run_tower", "source_for"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,21 @@ def encode(
     if not parts:
         raise UsageError("these inputs hold no pictures: pass the processor's output with its pixels.")
     return EncodedPrompt(tuple(parts), signals, of_tower or of_features, Fingerprints.of(adapter, inputs))
+
+
+def source_for(
+    adapter: Adapter, method: Method, relevance: str | PathLike[str] | RelevanceScorer, seen: EncodedPrompt | None
+) -> tuple[Method, RelevanceScorer | None]:
+    """`resolve_scorer` for pictures that the tower has seen, or (None) has yet to see.
+
+    Raises:
+        UsageError, RelevanceError: see there; or what was seen comes from elsewhere than `encode`.
+    """
+    if seen is None:
+        return resolve_scorer(adapter, method, relevance)
+    if not isinstance(seen, EncodedPrompt):
+        raise UsageError(f"encoded={type(seen).__name__} is none: give what encode(model, inputs, method) returned.")
+    return seen.resolve(adapter, method, relevance)
 
 
 def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:

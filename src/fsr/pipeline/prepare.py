@@ -23,7 +23,7 @@ from fsr.kernels import backend_name
 from fsr.methods.base import Method
 from fsr.methods.picture_budgets import Keep, per_picture
 from fsr.pipeline.center_crop import center_crop, placed
-from fsr.pipeline.encode import EncodedPrompt, run_tower
+from fsr.pipeline.encode import EncodedPrompt, run_tower, source_for
 from fsr.pipeline.inputs import (
     check_inputs,
     check_pictures,
@@ -33,7 +33,6 @@ from fsr.pipeline.inputs import (
     refuse_encoded,
 )
 from fsr.pipeline.positions import packed_prompts, place, policy_of, shorten_lengths
-from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.pipeline.report import Prepared, Report
 from fsr.pipeline.resolution import Resolution
 from fsr.pipeline.score import bound, with_relevance
@@ -97,13 +96,7 @@ def prepare(
     """
     adapter = find(model)
     check_inputs(inputs, call)
-    if encoded is not None and not isinstance(encoded, EncodedPrompt):
-        raise UsageError(f"encoded={type(encoded).__name__} is none: give what encode(model, inputs, method) returned.")
-    if encoded is None:
-        method, scorer = resolve_scorer(adapter, method, relevance)
-    else:
-        method, scorer = encoded.resolve(adapter, method, relevance)
-        encoded.pictures.check(adapter, inputs)
+    method, scorer = source_for(adapter, method, relevance, encoded)
     check_question_for(question_for, method)
     work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)
