@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import tiny
-from fsr import FSR, ClipTwin, QuestionError, prepare
+from fsr import FSR, ClipTwin, QuestionError, prepare, prune
+from fsr.asking.images import bundled_scene
+from fsr.asking.load import load
 from fsr.signals.question import cut_question, extract_questions, own_questions, questions_of
 from fsr.signals.turn_frame import TurnFrame, turn_frame
 
@@ -377,3 +379,31 @@ def test_each_picture_s_own_turn():
         processor.chat_template = processor.tokenizer.chat_template = template
         with pytest.raises(QuestionError, match="does not mark where"):
             own_questions(processor, [image, 7], {image})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mini", "mini-qwen3"])
+def test_an_answer_is_no_part_of_the_question(name):
+    """A template without a mark behind the user's words: labels tell the answer; without them nothing is guessed."""
+    model, own = load(name, "cpu")
+    turns = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": bundled_scene()}, {"type": "text", "text": "is there a cow?"}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+    inputs = own.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    with prune(model, FSR(keep=16), processor=own) as pruned:
+        with pytest.raises(QuestionError, match="does not mark where the user's turn ends"):
+            model(**inputs)
+        with pytest.raises(QuestionError, match="does not mark where"):
+            model(**inputs, labels=inputs["input_ids"].clone())  # all of it is taught
+        model(**inputs, labels=labels)
+        assert [q.replace(" ", "") for q in pruned.last.questions] == ["isthereacow?"]
+        again = turns + turns[:1]
+        longer = own.apply_chat_template(again, tokenize=True, return_dict=True, return_tensors="pt")
+        model(**longer)
+        assert [q.replace(" ", "") for q in pruned.last.questions] == ["isthereacow?"]

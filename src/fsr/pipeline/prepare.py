@@ -163,7 +163,8 @@ class Work:
             scorer = bound(self.scorer, self.processor)
             tokens = self.adapter.placeholder_ids()
             pictured = rows_with(ids, [tokens[m] for m in carried])
-            questions, plain = questions_of(self.processor, ids, mask, pictured, question, set(tokens.values()))
+            marks, labels = set(tokens.values()), inputs.get("labels")
+            questions, plain = questions_of(self.processor, ids, mask, pictured, question, marks, labels)
             if plain:
                 notes.append("no chat template matched the prompt: its whole text was taken as the question")
             notes += cut_in_pieces(self.scorer, questions)

@@ -19,6 +19,7 @@ from fsr.signals.turn_frame import TurnFrame, loose, turn_frame
 __all__ = ["check_characters", "cut_in_pieces", "cut_question", "extract_questions", "own_questions", "questions_of"]
 
 PICTURE = "\ufffc"  # stands for a run of placeholders
+UNTAUGHT = -100  # in labels
 # What processors write next to a run: Qwen3-VL, InternVL, SmolVLM and Idefics (tiles), SmolVLM (clips), Gemma 3.
 WRITTEN = "|".join(
     [
@@ -37,12 +38,19 @@ IN_FRONT, BEHIND = (
 
 
 def questions_of(
-    processor: Any, input_ids: Tensor, mask: Tensor, pictured: list[int], question: Any, placeholders: Collection[int]
+    processor: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    pictured: list[int],
+    question: Any,
+    placeholders: Collection[int],
+    labels: Any = None,
 ) -> tuple[list[str | None], bool]:
     """One question per row of `input_ids` [B, L], and True if one was read without a chat template.
 
     pictured: rows with pictures; the others need no question. question: given by the caller, one for all rows or one
-    per row, or None: then `extract_questions` reads it from the prompt.
+    per row, or None: then `extract_questions` reads it from the prompt. labels: [B, L] or None; tokens that are taught
+    are the answer and no part of the question (unless the whole prompt is taught).
 
     Raises:
         QuestionError: none, an empty one, one that is no text, or another number of them than rows.
@@ -57,7 +65,10 @@ def questions_of(
                 f"{counted(len(given), 'question')} for {counted(rows, 'prompt')}: give one string, or one per prompt."
             )
     else:
-        found, plain = extract_questions(processor, input_ids[pictured], mask[pictured], placeholders)
+        taught = None
+        if isinstance(labels, Tensor) and labels.shape == input_ids.shape:
+            taught = labels[pictured].to(mask.device) != UNTAUGHT
+        found, plain = extract_questions(processor, input_ids[pictured], mask[pictured], placeholders, taught)
         by_row = dict(zip(pictured, found))
         given = [by_row.get(row) for row in range(rows)]
     for row in pictured:
@@ -83,14 +94,15 @@ def check_characters(text: str, what: str = "the question") -> None:
 
 
 def extract_questions(
-    processor: Any, input_ids: Tensor, mask: Tensor, placeholders: Collection[int]
+    processor: Any, input_ids: Tensor, mask: Tensor, placeholders: Collection[int], taught: Tensor | None = None
 ) -> tuple[list[str], bool]:
     """The question of every row of `input_ids` [B, L], and True if some row matched no chat template.
 
     Such rows give all their text but special tokens and placeholders (this is also what happens without any template).
+    taught: bool [B, L], tokens of the answer.
 
     Raises:
-        QuestionError: no processor to read the prompt with.
+        QuestionError: no processor to read the prompt with, or a question that cannot be told from its answer.
     """
     if processor is None:
         raise QuestionError(
@@ -99,11 +111,16 @@ def extract_questions(
     tokenizer, special = _reader(processor)
     frame = turn_frame(processor)
     questions, plain = [], False
-    for ids, keep in zip(input_ids.tolist(), mask.tolist()):
-        text = _decoded(tokenizer, [i for i, m in zip(ids, keep) if m], placeholders)
-        cut = None if frame is None else cut_question(text, frame)
+    asked = mask.bool() if taught is None else mask.bool() & ~taught
+    for ids, keep, seen in zip(input_ids.tolist(), asked.tolist(), mask.tolist()):
+        words, cut = "", None
+        for shown in (keep, seen) if taught is not None else (keep,):
+            if not words:
+                text = _decoded(tokenizer, [i for i, m in zip(ids, shown) if m], placeholders)
+                cut = None if frame is None else cut_question(text, frame)
+                words = _words(text if cut is None else cut, special)
         plain |= cut is None
-        questions.append(_words(text if cut is None else cut, special))
+        questions.append(words)
     return questions, plain
 
 
@@ -139,11 +156,20 @@ def cut_question(text: str, frame: TurnFrame) -> str | None:
     may be cut off). Templates put a default system turn into `before` and end sentences in `after` that a real prompt
     may lack: the longest tail of `before`, and the longest head of `after`, that occur are used; at least their nearest
     word must.
+
+    Raises:
+        QuestionError: the template marks no end of a user's turn, and an answer stands behind it.
     """
     text = loose(text)
     heads = _heads(text, frame)
     if heads is None:
         return None
+    over = loose(frame.answered)
+    if heads and over and not loose(frame.after) and not loose(frame.end) and over in text[heads[-1] :]:
+        raise QuestionError(
+            "the chat template does not mark where the user's turn ends, and an answer stands behind it: give "
+            "question=... (or labels that tell the answer)."
+        )
     if not heads and (not loose(frame.after) or _end(text, frame) == len(text)):
         return text if not loose(frame.after) else None
     cut = ""
