@@ -278,10 +278,10 @@ def test_a_copied_model_is_asked_with_its_own_weights():
     for relevance in ("first-layer", "embedding"):
         with prune(model, METHOD, processor=Numbers(), relevance=relevance):
             twin = copy.deepcopy(model)
-        twin.get_input_embeddings().weight.data.mul_(torch.linspace(-1, 1, 64)[: twin.config.text_config.hidden_size])
-        pruner = twin.__dict__["_fsr_pruner"]
-        twin(**inputs, question=asked(1)[0])
-        pruner.remove()
+            scales = torch.linspace(-1, 1, 64)[: twin.config.text_config.hidden_size]
+            twin.get_input_embeddings().weight.data.mul_(scales)
+            pruner = twin.__dict__["_fsr_pruner"]
+            twin(**inputs, question=asked(1)[0])  # a copy ends with the block of its original
         expected = scored(twin, inputs, asked(1), relevance)[1][0]
         assert torch.equal(pruner.last.selections[0].relevance, expected)
         assert not torch.allclose(expected, scored(model, inputs, asked(1), relevance)[1][0], atol=1e-3)

@@ -88,7 +88,7 @@ def test_question_changes_what_is_kept(llava, twin, single):
 
 
 def test_question_errors(llava, twin, batch):
-    cases = ((None, "processor="), (["one"], "1 questions for 3"), ("  ", "empty"), (["a", "", "b"], "empty"))
+    cases = ((None, "processor="), (["one"], "1 question for 3"), ("  ", "empty"), (["a", "", "b"], "empty"))
     for question, words in cases:
         with pytest.raises(QuestionError, match=words):
             prepare(llava, METHOD, batch, question=question, relevance=twin)

@@ -53,7 +53,7 @@ def relevance_share(name: str, source: str, parts: Parts) -> dict[str, Any]:
     """Milliseconds of one kind of relevance inside a pruned call, and its share of that call's first token."""
     workload = workload_of(name, parts)
     model = workload.model
-    scorer = FirstLayerRelevance(model, tokenizer=words_of) if source == "first layer" else workload.relevance
+    scorer = FirstLayerRelevance(model, tokenizer=words_of) if source == "first layer" else workload.relevance or "none"
     shares, times = [], []
     with prune(model, FSR(keep=KEEP), relevance=scorer) as pruned:
         for run in range(3 if parts.pretend else 9):
@@ -82,7 +82,7 @@ def compiled(parts: Parts) -> dict[str, Any]:
             decoder = model.get_decoder()
             decoder.compile(backend="eager" if parts.pretend else "inductor", dynamic=True)
         out[f"unpruned, {name}_ms"] = clock([plain], parts.device, 2 if parts.pretend else 5)[0]
-        with prune(model, FSR(keep=KEEP), relevance=workload.relevance) as pruned:
+        with prune(model, FSR(keep=KEEP), relevance=workload.relevance or "none") as pruned:
             out[f"pruned, {name}_ms"] = clock([pruned_call], parts.device, 2 if parts.pretend else 5)[0]
             rows.append(pruned.last.selections[0].rows.cpu())
     out["same choice"] = bool(torch.equal(*rows))

@@ -322,7 +322,7 @@ def test_folders_that_answer_another_input_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"asks 'who \?' about 2.png"):
         check_answered(tmp_path, [*rows[:2], Row("2", "2.png", "who ?")])
     write_part(part_file(tmp_path, rows[:1]), answers[:1])
-    with pytest.raises(UsageError, match="1 rows have two answers"):
+    with pytest.raises(UsageError, match="two answers for 1 row in"):
         check_answered(tmp_path, rows)
     (tmp_path / "part-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"part-0.parquet.*delete it"):

@@ -154,11 +154,11 @@ def test_a_budget_and_a_question_per_picture():
     assert made.questions_of({"fsr_question": ["where?", None]}, 2) == ["where?", None]
     given = overrides(FSR(keep=by_age(newest=0.5, older=0.1, oldest=9)), "LlavaForConditionalGeneration")
     assert EngineSettings.of(SimpleNamespace(**json.loads(json.dumps(given))), True).keeps_of({}, 2) == [0.1, 0.5]
-    for bad, hint in [({"fsr_keep": [9]}, "1 values and the request 2"), ({"fsr_keep": [9, -1]}, "fsr_keep"),
+    for bad, hint in [({"fsr_keep": [9]}, "1 value and the request 2"), ({"fsr_keep": [9, -1]}, "fsr_keep"),
                       ({"fsr_keep": []}, "0 values"), ({"image_pruning_rate": [0.5, 2]}, "below 1")]:  # fmt: skip
         with pytest.raises(BudgetError, match=hint):
             made.keeps_of(bad, 2)
-    with pytest.raises(BudgetError, match="fsr_question has 1 values"):
+    with pytest.raises(BudgetError, match="fsr_question has 1 value and"):
         made.questions_of({"fsr_question": ["where?"]}, 2)
     with pytest.raises(UsageError, match="'all', 'newest' or 'own'"):
         made.asked({"fsr_question_for": "oldest"}, 2)

@@ -97,6 +97,8 @@ def prepare(
     adapter = find(model)
     check_inputs(inputs, call)
     method, scorer = source_for(adapter, method, relevance, encoded)
+    if encoded is not None:
+        encoded.pictures.check(adapter, inputs)
     check_question_for(question_for, method)
     work = Work(adapter, method, scorer, processor, positions, question_for)
     return work.run(inputs, question, call=call, use_cache=use_cache, seen=encoded)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 from fsr.serving.batch.inputs import Row, cut, read_rows
 from fsr.serving.batch.job import Job
 from fsr.serving.batch.results import check_answered, read_parts, sweep
@@ -97,7 +97,8 @@ def batch(
     missing = len(rows) - len(check_answered(job.out, rows))
     if missing:
         raise UsageError(
-            f"{missing} answers are not in {str(job.out)!r}: give --out a folder on storage that all machines share."
+            f"{counted(missing, 'answer')} did not arrive in {str(job.out)!r}: give --out a folder on storage that all "
+            "machines share."
         )
     sweep(job.out)
     found = read_parts(job.out, ("error", "tokens_before", "tokens_after"))

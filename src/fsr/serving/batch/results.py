@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from fsr.errors import UsageError
+from fsr.errors import UsageError, counted
 from fsr.serving.batch.inputs import Row
 
 __all__ = ["SCHEMA", "check_answered", "part_file", "read_parts", "sweep", "write_part"]
@@ -102,8 +102,9 @@ def check_answered(folder: Path, rows: Sequence[Row]) -> set[str]:
     twice = [name for name, count in Counter(found["id"]).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{len(twice)} rows have two answers in {str(folder)!r} ({', '.join(twice[:3])}): two runs with different "
-            "batch sizes wrote there at the same time. Delete the parts that repeat rows, or give another --out."
+            f"two answers for {counted(len(twice), 'row')} in {str(folder)!r} ({', '.join(twice[:3])}): two runs with "
+            "different batch sizes wrote there at the same time. Delete the parts that repeat rows, or give another "
+            "--out."
         )
     return set(found["id"])
 
