@@ -51,13 +51,15 @@ def verdict(result: dict, crowded: dict) -> str:
     best = max((n for n in found["means"] if n != "fsr"), key=lambda n: found["means"][n]["all"])
     ours, theirs = (100 * found["means"][n]["all"] for n in ("fsr", best))
     dense = {n: 100 * crowded["verdict"]["means"][n]["all"] for n in ("fsr", best)}
+    gap = crowded["verdict"]["lead"]
+    level = ", which is level" if gap["low"] <= 0 <= gap["high"] else ""
     options = next(iter(result["settings"].values()))["options"]
     told = ", ".join(f"{name}={options[name]!r}" for name in ("focus_by", "alpha", "beta", "max_focus", "lift"))
     return (
         f"Over the whole plane and 48 to 4 tokens FSR answers {ours:.1f} %, {best}, the best of the others measured "
         f"there, {theirs:.1f} %. On scenes of up to 14 things (16 and 8 tokens) it is {dense['fsr']:.1f} against "
-        f"{dense[best]:.1f} %.\n`fsr` is `FSR({told})`, {result['questions']['count']} test questions, measured on "
-        f"{result['date']}."
+        f"{dense[best]:.1f} %{level}.\n`fsr` is `FSR({told})`, {result['questions']['count']} test questions, measured "
+        f"on {result['date']}."
     )
 
 
