@@ -172,7 +172,7 @@ class Work:
             notes += cut_in_pieces(self.scorer, questions)
             text_ms = 1e3 * (perf_counter() - before)
         if seen is None:
-            with texts_beside(self.scorer, questions, self.adapter.vision_tower):
+            with texts_beside(self.scorer, questions, lambda: self.adapter.vision_tower):
                 encoded = run_tower(self.adapter, inputs, signals, self.scorer)
         else:
             encoded = [replace(part, timings={}) for part in seen.parts]

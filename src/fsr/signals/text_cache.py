@@ -82,9 +82,15 @@ class TextCache:
         return vector
 
 
-def texts_beside(scorer: Any, questions: Sequence[str | None] | None, tower: nn.Module) -> AbstractContextManager[None]:
-    """While the vision tower runs, embed the questions on another stream, where scorer and device can do so."""
+def texts_beside(
+    scorer: Any, questions: Sequence[str | None] | None, tower: Callable[[], nn.Module]
+) -> AbstractContextManager[None]:
+    """While the vision tower runs, embed the questions on another stream, where scorer and device can do so.
+
+    tower: asked for only then, since not every model has one.
+    """
     texts = getattr(scorer, "texts", None)
     if questions is None or not isinstance(texts, TextCache):
         return nullcontext()
-    return texts.beside(tower, [q for q in questions if q], next(tower.parameters()).device)
+    found = tower()
+    return texts.beside(found, [q for q in questions if q], next(found.parameters()).device)
