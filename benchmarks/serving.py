@@ -237,8 +237,8 @@ def main() -> None:
         # What every budget of a request fits into.
         given["fsr"]["keep"] = 0
         # Blocks of 128 tokens are the CPU's default, and 16 a GPU's: only whole blocks are found in the prefix cache.
-        options = f"--dtype bfloat16 --load-format dummy --max-model-len {MODEL_LENGTH} --max-num-seqs 32 --block-size 32"
-        options += " --generation-config vllm --trust-request-mm-kwargs --limit-mm-per-prompt"
+        options = f"--dtype bfloat16 --load-format dummy --max-model-len {MODEL_LENGTH} --max-num-seqs 32"
+        options += " --block-size 32 --generation-config vllm --trust-request-mm-kwargs --limit-mm-per-prompt"
         limits = '{"image": 1, "video": 0}'
         # Room for 32 unpruned prompts of 512 x 512 pixels at once (8 of the largest); all cores compute.
         settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
