@@ -128,7 +128,7 @@ def test_text_only_prompt_passes(llava, processor):
     expected = llava.generate(**inputs, **GREEDY)
     with prune(llava, METHOD) as pruned:
         assert torch.equal(llava.generate(**inputs, **GREEDY, question="how many ?"), expected)
-    assert pruned.last is None
+    assert pruned.last.selections == () and pruned.last.length_after == inputs["input_ids"].shape[1]
 
 
 def test_streaming_from_a_thread(llava, processor, single):

@@ -140,7 +140,7 @@ def test_two_clips_generate_as_each_alone(model, options, feature):
             )
             assert torch.equal(together[row * copies : (row + 1) * copies, width:], alone[:, width:])
     feature("llava-video", "batched row = row alone")
-    with pytest.raises(FeatureError, match="one each"):
+    with pytest.raises(FeatureError, match="give one for each"):
         prepare(
             model,
             method,
