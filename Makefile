@@ -53,8 +53,11 @@ $(ENGINES)/.there: pyproject.toml constraints.txt tests/engines/requirements.txt
 	PYTHON=$(PYTHON) tests/engines/install $(ENGINES)
 	touch $@
 
+# Two runs beside each other: an engine per family, and everything else (its words come when it is done).
 test-engines: $(ENGINES)/.there
-	$(ENGINES)/bin/python -m pytest -q tests/engines
+	$(ENGINES)/bin/python -m pytest -q tests/engines --ignore=tests/engines/test_vllm.py >$(ENGINES)/others.log 2>&1 & others=$$!; \
+	status=0; $(ENGINES)/bin/python -m pytest -q tests/engines/test_vllm.py || status=$$?; \
+	wait $$others || status=$$?; cat $(ENGINES)/others.log; exit $$status
 
 # The newer of the two vLLM releases that are supported, on one suite of each kind: its Python code on the CPU kernels of
 # the older one (see the script).

@@ -29,7 +29,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def comparison(llava, processor):
     twin = ClipTwin.from_clip(tiny.clip(tower=llava.model.vision_tower), tiny.word_tokenizer(ends=True), sign=1)
-    methods = [FSR(keep=12, rho=0.3), FSR(keep=5)]
+    methods = [FSR(keep=12), FSR(keep=5)]
     questions, options = ["where is the cat ?"], dict(relevance=twin, max_new_tokens=2)
     return compare_methods(llava, processor, tiny.picture(3), questions, methods, **options)[0]
 

@@ -118,10 +118,10 @@ class PrunedCalls:
     def _nothing_pruned(self, kwargs: dict[str, Any]) -> None:
         """`last` of a prompt without pictures says so; steps behind a prompt leave the report of that prompt."""
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if cache_in(kwargs) is not None and not is_empty(cache_in(kwargs)):
-            return
-        if kwargs.get("mm_encoder_outputs") or not isinstance(ids, Tensor) or ids.dim() != 2:
-            self.last = None  # what `prepare` made has its own report
+        if kwargs.get("mm_encoder_outputs") or not is_empty(cache_in(kwargs)):
+            return  # what `prepare` made has its own report
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            self.last = None
             return
         mask = mask if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids)
         self.last = Report.of_text(ids, mask, kwargs.get("labels"))
