@@ -64,6 +64,18 @@ def test_steps_leave_the_report_of_their_prompt(llava, single):
 
 
 @torch.no_grad()
+def test_compiled_code_leaves_no_report_of_an_earlier_call(llava, single):
+    with prune(llava, METHOD) as pruned:
+        compiled = torch.compile(llava, backend="eager")
+        compiled(**single)
+        assert pruned.last.tokens_after == 3
+        compiled(**text_of())
+        assert pruned.last is None
+        compiled(**single)
+        assert pruned.last.tokens_after == 3
+
+
+@torch.no_grad()
 def test_pages_of_a_batch_of_texts(llava):
     """`generate_batch` keeps pages in place of a KV cache: texts pass, and a picture's placeholders are refused."""
     config = pytest.importorskip("transformers.generation.configuration_utils")
@@ -126,6 +138,9 @@ def test_logits_of_some_columns(name):
         assert close(model(**inputs, logits_to_keep=2).logits, every[:, -2:])
         with pytest.raises(UsageError, match=f"column {went} of the prompt"):
             model(**inputs, logits_to_keep=torch.tensor([went]))
+        for wrong in (torch.tensor([width]), torch.ones(width - 1, dtype=torch.bool), asked[None]):
+            with pytest.raises(UsageError, match=f"does not name columns of a prompt of {width}"):
+                model(**inputs, logits_to_keep=wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------- other words

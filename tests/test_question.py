@@ -407,3 +407,14 @@ def test_an_answer_is_no_part_of_the_question(name):
         longer = own.apply_chat_template(again, tokenize=True, return_dict=True, return_tensors="pt")
         model(**longer)
         assert [q.replace(" ", "") for q in pruned.last.questions] == ["isthereacow?"]
+
+
+def test_a_template_that_marks_the_end_of_a_turn_needs_no_labels(processor):
+    """Trainers teach whatever they like, part of the question too: it is read whole."""
+    text = processor.apply_chat_template(tiny.chat(("where is the cat ?", 0)), add_generation_prompt=True)
+    ids = torch.tensor([processor.tokenizer.encode(text)])
+    labels = torch.full_like(ids, -100)
+    labels[:, len(ids[0]) // 2 :] = 5
+    whole, _ = questions_of(processor, ids, torch.ones_like(ids), [0], None, set())
+    taught, _ = questions_of(processor, ids, torch.ones_like(ids), [0], None, set(), labels)
+    assert taught == whole and "cat" in whole[0]

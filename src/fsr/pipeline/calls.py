@@ -101,6 +101,8 @@ class PrunedCalls:
                 if running(self) is None:
                     refuse_unpruned(self.adapter, kwargs)
                     self._nothing_pruned(kwargs)
+            elif cache_in(kwargs) is None and not kwargs.get("mm_encoder_outputs"):
+                self.last = None  # compiled code makes no report; the one before is not this call's
             refuse_wrong_mask(kwargs)
             positions_go_on(self.adapter, kwargs)
             return (), kwargs

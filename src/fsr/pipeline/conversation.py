@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 from fsr.adapters.base import Encoded
 from fsr.errors import UnsupportedModelError, UsageError
 from fsr.methods.base import Method
-from fsr.pipeline.encode import EncodedPrompt, encode, joined
-from fsr.pipeline.fingerprint import Fingerprints, fingerprint
+from fsr.pipeline.encode import EncodedPrompt, encode_unnamed, joined
+from fsr.pipeline.fingerprint import fingerprint
 from fsr.pipeline.generate import settings as settings_of
 from fsr.pipeline.generate import shorter_limits, with_prompt
 from fsr.pipeline.kv_cache import cache_in, cache_of, remember_positions
@@ -142,17 +142,16 @@ class Conversation:
             raise UsageError("no picture has come yet: call model.generate itself until the first one.")
         parts = self.adapter.apart(prompt)
         if parts is None:
-            return encode(self.model, prompt, self.method, relevance=self.relevance)
+            return encode_unnamed(self.model, prompt, self.method, relevance=self.relevance)
         found: dict[bytes, EncodedPrompt] = {}
         keys = [fingerprint(part) for part in parts]
         for key, part in zip(keys, parts):
             known = self._seen.get(key) or found.get(key)
             if known is None:
-                known = encode(self.model, part, self.method, relevance=self.relevance).take([0])
+                known = encode_unnamed(self.model, part, self.method, relevance=self.relevance).take([0])
             found[key] = known
         self._seen = found
-        # These very pictures: they need not be compared once more.
-        return replace(joined([found[key] for key in keys]), pictures=Fingerprints())
+        return joined([found[key] for key in keys])
 
     def _common(self, ready: Prepared) -> int:
         """Columns of the shortened prompt that stand in the last turn's KV cache exactly so; at least one is left."""

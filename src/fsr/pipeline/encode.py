@@ -26,7 +26,9 @@ from fsr.pipeline.inputs import check_inputs
 from fsr.pipeline.relevance_source import resolve_scorer
 from fsr.signals.relevance import RelevanceScorer, reads_features
 
-__all__ = ["EncodedPrompt", "encode", "joined", "run_tower", "source_for"]
+__all__ = ["EncodedPrompt", "encode", "encode_unnamed", "joined", "run_tower", "source_for"]
+
+UNNAMED = Fingerprints()
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class EncodedPrompt:
     parts: one `Encoded` per modality; their units stand in prompt order.
     signals: what methods may read of them.
     scorer: scores patches (or features) against questions, None where no method reads relevance.
-    pictures: which ones these are.
+    pictures: which ones these are, where that was asked for.
     """
 
     parts: tuple[Encoded, ...]
     signals: frozenset[str]
     scorer: RelevanceScorer | None
-    pictures: Fingerprints
+    pictures: Fingerprints = UNNAMED
 
     def take(self, pictures: Sequence[int]) -> EncodedPrompt:
         """The same pictures for another prompt: in another order, fewer, or one of them several times.
@@ -106,8 +108,19 @@ def encode(
     Raises:
         UnsupportedModelError, RelevanceError, FeatureError: see `fsr.errors`. UsageError: no pictures in the inputs.
     """
-    adapter = find(model)
     check_inputs(inputs)
+    seen = encode_unnamed(model, inputs, *methods, relevance=relevance)
+    return replace(seen, pictures=Fingerprints.of(find(model), inputs))
+
+
+def encode_unnamed(
+    model: Any,
+    inputs: Mapping[str, Any],
+    *methods: Method,
+    relevance: str | PathLike[str] | RelevanceScorer = "auto",
+) -> EncodedPrompt:
+    """`encode` for callers that know their pictures apart: no pixel is read to tell them from others."""
+    adapter = find(model)
     signals: frozenset[str] = frozenset()
     of_tower: RelevanceScorer | None = None
     of_features: RelevanceScorer | None = None
@@ -124,7 +137,7 @@ def encode(
     parts = run_tower(adapter, inputs, signals, of_tower)
     if not parts:
         raise UsageError("these inputs hold no pictures: pass the processor's output with its pixels.")
-    return EncodedPrompt(tuple(parts), signals, of_tower or of_features, Fingerprints.of(adapter, inputs))
+    return EncodedPrompt(tuple(parts), signals, of_tower or of_features)
 
 
 def source_for(

@@ -20,9 +20,10 @@ def fingerprint(arguments: Mapping[str, Any]) -> bytes:
     """Of the vision arguments of one picture: its pixels and sizes."""
     state = blake2b(digest_size=16)
     for name in sorted(arguments):
-        value = torch.as_tensor(arguments[name]).detach().cpu().contiguous().flatten()
-        state.update(f"{name}{tuple(torch.as_tensor(arguments[name]).shape)}{value.dtype}".encode())
-        state.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        value = torch.as_tensor(arguments[name]).detach()
+        state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        if value.numel():
+            state.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return state.digest()
 
 

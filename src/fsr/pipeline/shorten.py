@@ -131,7 +131,15 @@ def shortened_logits_to_keep(value: Tensor, source: Tensor, width: int) -> Tenso
         UsageError: a column that went, that lies differently in the rows of the batch, or that the prompt lacks.
     """
     columns = torch.arange(width, device=source.device)
-    wanted = columns[value.to(source.device).flatten()].tolist()
+    try:
+        wanted = columns[value.to(source.device)].tolist() if value.dim() == 1 else None
+    except IndexError:
+        wanted = None
+    if wanted is None:
+        raise UsageError(
+            f"logits_to_keep of shape {tuple(value.shape)} does not name columns of a prompt of {width}: give a vector "
+            "of their numbers, or of one boolean each."
+        )
     found = []
     for column in wanted:
         here = (source == column).all(0).nonzero().flatten()

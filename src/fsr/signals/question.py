@@ -49,8 +49,8 @@ def questions_of(
     """One question per row of `input_ids` [B, L], and True if one was read without a chat template.
 
     pictured: rows with pictures; the others need no question. question: given by the caller, one for all rows or one
-    per row, or None: then `extract_questions` reads it from the prompt. labels: [B, L] or None; tokens that are taught
-    are the answer and no part of the question (unless the whole prompt is taught).
+    per row, or None: then `extract_questions` reads it from the prompt. labels: [B, L] or None; where the template does
+    not tell, tokens that are taught are the answer and no part of the question (unless all of them are taught).
 
     Raises:
         QuestionError: none, an empty one, one that is no text, or another number of them than rows.
@@ -111,12 +111,13 @@ def extract_questions(
     tokenizer, special = _reader(processor)
     frame = turn_frame(processor)
     questions, plain = [], False
-    asked = mask.bool() if taught is None else mask.bool() & ~taught
-    for ids, keep, seen in zip(input_ids.tolist(), asked.tolist(), mask.tolist()):
+    if frame is not None and (loose(frame.after) or loose(frame.end)):
+        taught = None  # the template tells the answer from the question
+    for row, (ids, seen) in enumerate(zip(input_ids, mask.bool())):
         words, cut = "", None
-        for shown in (keep, seen) if taught is not None else (keep,):
+        for shown in (seen,) if taught is None else (seen & ~taught[row], seen):
             if not words:
-                text = _decoded(tokenizer, [i for i, m in zip(ids, shown) if m], placeholders)
+                text = _decoded(tokenizer, ids[shown].tolist(), placeholders)
                 cut = None if frame is None else cut_question(text, frame)
                 words = _words(text if cut is None else cut, special)
         plain |= cut is None
