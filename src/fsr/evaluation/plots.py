@@ -114,7 +114,8 @@ def plot_ablation(result: dict[str, Any], path: Path) -> None:
             axes.plot(ringed, [values[j] for j in ringed], "o", markersize=13, markerfacecolor="none", color="#888888")
         axes.set_title(group, fontsize=10)
         folded = [label.replace(", ", ",\n") if len(label) > 9 else label for label in labels]
-        axes.set_xticks(range(len(labels)), folded, fontsize=8)
+        tilted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 5 else {}
+        axes.set_xticks(range(len(labels)), labels if tilted else folded, fontsize=8, **tilted)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12)
